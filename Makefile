@@ -1,0 +1,75 @@
+# Two commands matter: `make export MODEL=internvl` and `make test`. Each sets up all that it needs on a
+# bare Debian machine (compiler, .venv, pinned packages, headers, native build) and reuses it afterwards.
+
+MODEL      ?= internvl
+CHECKPOINT ?=
+PACK       ?=
+PRECISION  ?=
+OUTPUT     ?= bundles/$(if $(CHECKPOINT),$(notdir $(CHECKPOINT)),smol-$(MODEL))
+PYTHON     ?= python3
+PYTEST_ARGS ?=
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMPS  := build/stamps
+SOURCES := $(shell find csrc cmake CMakeLists.txt pyproject.toml -type f 2>/dev/null)
+PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
+
+export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup export test lint format bench clean
+
+help: ## show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(STAMPS)/install ## compiler, virtual environment, headers, native build
+
+$(STAMPS)/system: scripts/bootstrap.sh
+	@mkdir -p $(STAMPS)
+	bash scripts/bootstrap.sh $(PYTHON)
+	@touch $@
+
+$(STAMPS)/venv: constraints.txt requirements-dev.txt $(STAMPS)/system
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python scripts/pip_retry.py install -q -c constraints.txt torch numpy
+	$(BIN)/python scripts/pip_retry.py install -q -c constraints.txt -r requirements-dev.txt
+	@touch $@
+
+$(STAMPS)/headers: cmake/fetch_onnxruntime_headers.sh
+	@mkdir -p $(STAMPS)
+	bash cmake/fetch_onnxruntime_headers.sh
+	@touch $@
+
+# The editable install compiles the native libraries; Python files are used where they stand.
+$(STAMPS)/install: $(STAMPS)/venv $(STAMPS)/headers $(SOURCES)
+	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+export: $(OUTPUT)/manifest.json ## export MODEL (CHECKPOINT, PACK, PRECISION, OUTPUT) and verify the bundle
+	$(BIN)/daco-rt verify $(OUTPUT)
+
+$(OUTPUT)/manifest.json: $(STAMPS)/install $(PACKAGE)
+	$(BIN)/python -m daco_rt.export --model $(MODEL) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) \
+	  $(if $(PACK),--pack $(PACK)) $(if $(PRECISION),--precision $(PRECISION)) --output $(OUTPUT) --force
+
+test: $(STAMPS)/install ## every test that needs no GPU
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMPS)/install ## ruff, mypy, import-linter, clang-format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python scripts/assembled_package.py mypy
+	$(BIN)/python scripts/assembled_package.py layers
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.inl' '*.cu' '*.cuh')
+
+format: $(STAMPS)/venv ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.inl' '*.cu' '*.cuh')
+
+bench: $(STAMPS)/install ## the CPU benchmarks; results as JSON under benchmarks/results
+	$(BIN)/python benchmarks/operator_cpu.py
+	$(BIN)/python benchmarks/smol_steered.py
+	$(BIN)/python benchmarks/export_memory.py
+
+clean: ## remove what was built (models and bundles stay)
+	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,172 @@
+#include "adapters/operands.h"
+
+#include <cstdio>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+
+namespace daco::adapters {
+namespace {
+
+// A named axis; `size` is -1 while any size is good.
+struct Axis {
+  const char* letter;
+  int64_t size;
+};
+
+// Fixed text that truncates instead of growing: a status holds no more anyway.
+struct Text {
+  char data[160] = {};
+  size_t used = 0;
+
+  template <class... Args>
+  void add(const char* format, Args... args) {
+    if (used >= sizeof(data)) return;
+    const int n = std::snprintf(data + used, sizeof(data) - used, format, args...);
+    if (n > 0) used += static_cast<size_t>(n);
+  }
+};
+
+Text text_of_shape(const Operand& x) {
+  Text t;
+  t.add("%s", "(");
+  for (size_t i = 0; i < x.rank; ++i) t.add(i == 0 ? "%lld" : ", %lld", static_cast<long long>(x.shape[i]));
+  t.add("%s", x.rank == 1 ? ",)" : ")");
+  return t;
+}
+
+Status wrong_shape(const char* op, const char* name, std::initializer_list<Axis> axes, const Operand& x) {
+  Text want, known;
+  want.add("%s", "(");
+  const char* comma = "";
+  for (const Axis& a : axes) {
+    want.add("%s%s", comma, a.letter);
+    comma = ", ";
+    if (a.size >= 0 && a.letter[0] > '9')
+      known.add("%s%s=%lld", known.used ? ", " : " with ", a.letter, static_cast<long long>(a.size));
+  }
+  want.add("%s", axes.size() == 1 ? ",)" : ")");
+  return make_status(Code::kInvalidArgument, "%s: %s must have shape %s%s, got %s", op, name, want.data,
+                     known.data, text_of_shape(x).data);
+}
+
+Status check_shape(const char* op, const char* name, const Operand& x, std::initializer_list<Axis> axes) {
+  bool ok = x.rank == axes.size();
+  size_t i = 0;
+  for (const Axis& a : axes) {
+    if (!ok) break;
+    ok = a.size < 0 ? x.shape[i] > 0 : x.shape[i] == a.size;
+    ++i;
+  }
+  return ok ? Status{} : wrong_shape(op, name, axes, x);
+}
+
+Status wrong_type(const char* op, const char* name, const char* want, const Operand& x) {
+  return make_status(Code::kInvalidArgument, "%s: %s must be %s, got %s", op, name, want, x.element_name);
+}
+
+bool float_type(Element e, DType* out) {
+  switch (e) {
+    case Element::kF32: *out = DType::kF32; return true;
+    case Element::kF16: *out = DType::kF16; return true;
+    case Element::kBF16: *out = DType::kBF16; return true;
+    default: return false;
+  }
+}
+
+#define DACO_TRY(expression)                          \
+  do {                                                \
+    if (Status s = (expression); !s.ok()) return s;   \
+  } while (false)
+
+Status check_rows(const char* op, const Operand& z, const Operand& slots, Rows* rows) {
+  if (!float_type(z.element, &rows->activation)) return wrong_type(op, "z", "fp32, fp16 or bf16", z);
+  if (z.rank < 1 || z.shape[z.rank - 1] < 1)
+    return make_status(Code::kInvalidArgument, "%s: z must have shape (..., d) with d >= 1, got %s", op,
+                       text_of_shape(z).data);
+  rows->dim = z.shape[z.rank - 1];
+  rows->rows = z.count() / rows->dim;
+  rows->z = z.data;
+  rows->z_stride = rows->out_stride = rows->dim;
+  if (slots.element != Element::kI32) return wrong_type(op, "slots", "int32", slots);
+  bool same = slots.rank + 1 == z.rank;
+  for (size_t i = 0; same && i < slots.rank; ++i) same = slots.shape[i] == z.shape[i];
+  if (!same)
+    return make_status(Code::kInvalidArgument,
+                       "%s: slots must have the shape of z without its last axis, got %s for z %s", op,
+                       text_of_shape(slots).data, text_of_shape(z).data);
+  rows->slots = static_cast<const int32_t*>(slots.data);
+  return {};
+}
+
+// The two matrices [m, d] that carry the weight dtype.
+Status check_weights(const char* op, const char* first_name, const Operand& first, const char* second_name,
+                     const Operand& second, int64_t d, DType* weight, int64_t* m) {
+  if (!float_type(first.element, weight)) return wrong_type(op, first_name, "fp32, fp16 or bf16", first);
+  DACO_TRY(check_shape(op, first_name, first, {{"m", -1}, {"d", d}}));
+  *m = first.shape[0];
+  DACO_TRY(check_shape(op, second_name, second, {{"m", *m}, {"d", first.shape[1]}}));
+  if (second.element != first.element) {
+    char want[64];
+    std::snprintf(want, sizeof(want), "%s like %s", name_of(*weight), first_name);
+    return wrong_type(op, second_name, want, second);
+  }
+  return {};
+}
+
+Status check_floats(const char* op, const char* name, const Operand& x, std::initializer_list<Axis> axes,
+                    const float** out) {
+  if (x.element != Element::kF32) return wrong_type(op, name, "fp32", x);
+  DACO_TRY(check_shape(op, name, x, axes));
+  *out = static_cast<const float*>(x.data);
+  return {};
+}
+
+// Everything from gain on, which both operators share.
+Status check_policies(const char* op, const Operand* from_gain, Rows* rows) {
+  const Operand &gain = from_gain[0], &boost = from_gain[1], &undesirable = from_gain[2],
+                &shift = from_gain[3], &limits = from_gain[4], &scales = from_gain[5];
+  const int64_t m = rows->atoms, d = rows->dim;
+  DACO_TRY(check_floats(op, "gain", gain, {{"P", -1}, {"m", m}}, &rows->gain));
+  const int64_t p = rows->policies = gain.shape[0];
+  if (boost.count() > 0) DACO_TRY(check_floats(op, "boost", boost, {{"P", p}, {"m", m}}, &rows->boost));
+  if (undesirable.element != Element::kBool) return wrong_type(op, "undesirable", "bool", undesirable);
+  DACO_TRY(check_shape(op, "undesirable", undesirable, {{"P", p}, {"m", m}}));
+  rows->undesirable = static_cast<const uint8_t*>(undesirable.data);
+  DACO_TRY(check_floats(op, "shift", shift, {{"P", p}, {"d", d}}, &rows->shift));
+  DACO_TRY(check_floats(op, "limits", limits, {{"P", p}, {"4", 4}}, &rows->limits));
+  if (scales.count() > 0) DACO_TRY(check_floats(op, "scales", scales, {{"m", m}}, &rows->scales));
+  return {};
+}
+
+template <class T>
+Status parse_or_refuse(const char* op, const char* name, const char* text, const char* known, T* out) {
+  if (parse(text, out)) return {};
+  return make_status(Code::kInvalidArgument, "%s: %s must be one of %s, got '%s'", op, name, known, text);
+}
+
+}  // namespace
+
+Status bind(const Operand (&in)[kSaeInputs], SteerSae* op) {
+  const char* name = "steer_sae";
+  DACO_TRY(check_rows(name, in[kSaeZ], in[kSaeSlots], op));
+  DACO_TRY(check_weights(name, "enc", in[kSaeEnc], "dec", in[kSaeDec], op->dim, &op->weight, &op->atoms));
+  op->enc = in[kSaeEnc].data;
+  op->dec = in[kSaeDec].data;
+  DACO_TRY(check_floats(name, "enc_bias", in[kSaeEncBias], {{"m", op->atoms}}, &op->enc_bias));
+  if (in[kSaeThreshold].count() > 0)
+    DACO_TRY(check_floats(name, "threshold", in[kSaeThreshold], {{"m", op->atoms}}, &op->threshold));
+  return check_policies(name, &in[kSaeGain], op);
+}
+
+Status bind(const Operand (&in)[kPursuitInputs], SteerPursuit* op) {
+  const char* name = "steer_pursuit";
+  DACO_TRY(check_rows(name, in[kPursuitZ], in[kPursuitSlots], op));
+  DACO_TRY(check_weights(name, "analysis", in[kPursuitAnalysis], "atoms", in[kPursuitAtoms], op->dim,
+                         &op->weight, &op->atoms));
+  op->analysis = in[kPursuitAnalysis].data;
+  op->atoms_data() = in[kPursuitAtoms].data;
+  return {};
+}
+
+}  // namespace daco::adapters

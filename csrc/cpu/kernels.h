@@ -1,0 +1,74 @@
+// The primitives that the CPU implementation is made of, one table of them for each instruction set.
+// Every table comes from the one source kernels.inl; what differs is the vector type of vec_*.h.
+//
+// All pointers need the alignment of their elements only. Sums run in a fixed order that depends on the
+// instruction set and the width alone, never on how rows or atoms are grouped: a row gives the same bits
+// alone, in a batch, and on any number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "core/steer.h"
+
+namespace daco {
+namespace cpu {
+
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat {
+  uint16_t bits;
+};
+
+struct Peak {
+  int64_t index;  // -1 when every entry is NaN
+  float value;
+};
+
+// Primitives on one element type of the operands.
+struct TypedKernels {
+  // y[r][i] = (bias ? bias[a] : 0) + W[a, :] . x[r], for i < n and r < rows, where a = index ? index[i] : i.
+  void (*dots)(const void* w, const int32_t* index, int64_t n, int64_t d, const float* bias,
+               const float* const* x, int64_t rows, float* const* y);
+  // y[0..d) += sum_i coefficient[i] * W[index[i], :], added in the order of i.
+  void (*accumulate)(float* y, const void* w, int64_t d, const int32_t* index, const float* coefficient,
+                     int64_t n);
+  double (*sum_squares)(const void* x, int64_t n);
+  void (*widen)(const void* x, float* y, int64_t n);
+  // To nearest, ties to even. Finite values beyond the type's range become its largest finite value, so
+  // that a finite row stays finite.
+  void (*narrow)(const float* x, void* y, int64_t n);
+  bool (*all_finite)(const void* x, int64_t n);
+};
+
+struct Kernels {
+  TypedKernels typed[3];  // by DType: fp32, fp16, bf16
+
+  double (*sum_squared_differences)(const float* x, const float* y, int64_t n);
+  void (*add_scaled)(const float* x, const float* y, float scale, float* out, int64_t n);  // x + scale * y
+  void (*scale)(float* x, float factor, int64_t n);
+  // Largest entry (largest absolute value), the lower index on ties. NaN marks entries that cannot be
+  // chosen.
+  Peak (*peak)(const float* x, int64_t n, bool absolute);
+  // Appends every x[i] > level, i < n, as (first + i, x[i]); returns how many. Room for n is needed.
+  int64_t (*collect_above)(const float* x, int64_t n, float level, int32_t first, int32_t* index, float* value);
+  // seen[i] |= gain[i] != 1 || boost[i] != 0 || undesirable[i]; a null operand is left out.
+  void (*mark_watched)(const float* gain, const float* boost, const uint8_t* undesirable, uint8_t* seen,
+                       int64_t n);
+
+  const TypedKernels& of(DType t) const { return typed[static_cast<int>(t)]; }
+};
+
+extern const Kernels kScalarKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+bool has(Isa isa);                // whether this machine and its system run it
+const Kernels& kernels(Isa isa);  // a table that has() allows
+// What `asked` (or DACO_RT_ISA, when kAuto) comes to on this machine.
+Status resolve(Isa asked, Isa* isa);
+
+}  // namespace cpu
+}  // namespace daco

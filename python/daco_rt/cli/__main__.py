@@ -1,0 +1,7 @@
+"""``python -m daco_rt.cli``."""
+
+import sys
+
+from daco_rt.cli import main
+
+sys.exit(main())

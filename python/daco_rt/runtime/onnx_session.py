@@ -1,0 +1,407 @@
+"""A bundle's graphs in ONNX Runtime: prefill and decode with an in-place cache, and the vision tower.
+
+The session knows tensors only: embeddings in, logits and steering reports out. Prompts, sampling and text
+belong to `daco_rt.runtime.generate`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daco_rt.errors import ArtifactError, DacoError, PolicyError
+from daco_rt.runtime.bundle import Bundle, open_bundle
+from daco_rt.runtime.cache import KvCache, cache_length
+from daco_rt.runtime.telemetry import BlockRows
+
+Library = Literal["auto", "require", "off"]
+_DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What a session runs on."""
+
+    operator: str
+    """"native" (the custom-op library) or "functions" (the portable form inside the file)."""
+    library: str | None
+    """Path of the library in use."""
+    reason: str
+    """Why this operator form was taken."""
+    precision: str
+    """Dtype of activations and cache: "fp32" or "fp16"."""
+    onnxruntime: str
+    """Version of ONNX Runtime."""
+    threads: int
+    """Intra-op threads; 0 leaves the choice to ONNX Runtime."""
+
+
+class Step(NamedTuple):
+    """What one run of the decoder returned."""
+
+    logits: NDArray[np.float32]
+    """Shape [B, R, V]: the rows asked for by ``logits_at``."""
+    reports: dict[int, BlockRows]
+    """Steered block -> doses [B, S, 2] and, if exported, the support [B, S, k_out]."""
+
+
+class OnnxSession:
+    """Decoder, vision tower and token embeddings of a bundle.
+
+    One session may serve several threads, each with its own cache.
+
+    Parameters
+    ----------
+    bundle : path or Bundle
+    library : "auto", "require" or "off"
+        Use the custom-op library if it is installed, insist on it, or run the portable functions.
+    threads : int, optional
+        Intra-op threads; by default ONNX Runtime's own choice.
+
+    Raises
+    ------
+    ArtifactError
+        A file of the bundle is missing or is no model that ONNX Runtime can load.
+    DacoError
+        The library is required (by the argument or the bundle) and cannot be used.
+
+    Example
+    -------
+    >>> session = OnnxSession("bundle")                                       # doctest: +SKIP
+    >>> cache = session.new_cache(1, prompt=5, new_tokens=8)                  # doctest: +SKIP
+    >>> step = session.prefill(cache, session.embed(ids), slots, [5])         # doctest: +SKIP
+    >>> step.logits.shape                                                     # doctest: +SKIP
+    (1, 1, 49152)
+    """
+
+    def __init__(
+        self, bundle: str | Path | Bundle, *, library: Library = "auto", threads: int | None = None
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        if threads is not None and threads < 1:
+            raise DacoError(f"threads must be 1 or greater, got {threads}")
+        self._threads = threads or 0
+        path, reason = _pick_library(self.bundle, library)
+        self._library = path
+        self._decoder = self._open("decoder.onnx")
+        self._vision: Any = None
+        self._vision_lock = threading.Lock()
+        self._inputs = {i.name: i for i in self._decoder.get_inputs()}
+        self._outputs = [o.name for o in self._decoder.get_outputs()]
+        self._embedding = self.bundle.embedding()
+        found = self._inputs["inputs_embeds"].type
+        if found not in _DTYPES:
+            raise ArtifactError(f"{self.bundle.path / 'decoder.onnx'} takes {found}; this runtime feeds fp32 or fp16")
+        self.dtype = _DTYPES[found]
+        self.blocks: tuple[int, ...] = tuple(
+            int(n.split(".", 1)[1]) for n in self._outputs if n.startswith("doses.")
+        )
+        self.has_support = any(n.startswith("support_index.") for n in self._outputs)
+        import onnxruntime
+
+        self.info = SessionInfo(
+            operator="native" if path is not None else "functions",
+            library=None if path is None else str(path),
+            reason=reason,
+            precision="fp32" if self.dtype == np.float32 else "fp16",
+            onnxruntime=onnxruntime.__version__,
+            threads=self._threads,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits of a row."""
+        return self.bundle.decoder.vocab_size
+
+    @property
+    def max_length(self) -> int:
+        """Longest prompt plus answer, in tokens."""
+        return self.bundle.max_length
+
+    def embed(self, ids: NDArray[np.integer]) -> np.ndarray:
+        """Return the embeddings of token ids, shape ``ids.shape + (d,)``, in the activation dtype."""
+        return np.ascontiguousarray(self._embedding(np.asarray(ids)), dtype=self.dtype)
+
+    def encode_images(self, pixel_values: NDArray[np.floating], *, tiles_at_once: int = 4) -> np.ndarray:
+        """Return image embeddings [tiles, image_seq_length, d] of tiles [tiles, 3, H, W].
+
+        The vision tower is loaded at the first call and runs on ``tiles_at_once`` tiles at a time, which
+        bounds its memory for an image of many tiles.
+        """
+        with self._vision_lock:
+            if self._vision is None:
+                if not (self.bundle.path / "vision.onnx").is_file():
+                    raise DacoError(
+                        f"{self.bundle.path} holds no vision.onnx: it was exported without its vision tower, "
+                        "so it cannot take images"
+                    )
+                self._vision = self._open("vision.onnx")
+        (declared,) = self._vision.get_inputs()
+        wanted = _DTYPES.get(declared.type, np.dtype(np.float32))
+        pixels = np.ascontiguousarray(pixel_values, dtype=wanted)
+        height_width = tuple(declared.shape[2:])
+        if all(isinstance(n, int) for n in height_width) and pixels.shape[2:] != height_width:
+            raise DacoError(
+                f"image tiles must be {height_width[0]} x {height_width[1]} pixels for this vision tower, "
+                f"got {pixels.shape[2]} x {pixels.shape[3]}; the processor does not belong to this bundle"
+            )
+        parts = [
+            self._vision.run(["image_embeds"], {declared.name: pixels[at : at + tiles_at_once]})[0]
+            for at in range(0, len(pixels), tiles_at_once)
+        ]
+        return np.concatenate(parts).astype(self.dtype, copy=False)
+
+    def new_cache(self, batch: int, *, prompt: int, new_tokens: int) -> KvCache:
+        """Return an empty cache with room for ``prompt`` + ``new_tokens`` positions a row."""
+        config = self.bundle.decoder
+        return KvCache.allocate(
+            batch,
+            cache_length(prompt, new_tokens, self.max_length),
+            layers=config.num_layers,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            dtype=self.dtype,
+        )
+
+    def prefill(
+        self,
+        cache: KvCache,
+        embeds: np.ndarray,
+        slots: NDArray[np.integer],
+        lengths: NDArray[np.integer],
+        *,
+        position_ids: NDArray[np.integer] | None = None,
+    ) -> Step:
+        """Run right-padded prompts and return the logits after each row's last token.
+
+        Parameters
+        ----------
+        cache : KvCache
+            Fresh, of the same batch.
+        embeds : array, shape [B, S, d]
+        slots : int array, shape [B, S]
+            Policy slot of each token, 0 on padding.
+        lengths : int array, shape [B]
+            Tokens of each row; 1 to S.
+        position_ids : int array, shape [P, B, S], optional
+            Rotary positions; by default 0, 1, 2, … on every axis.
+        """
+        n = np.asarray(lengths, np.int64)
+        if (n < 1).any() or (n > embeds.shape[1]).any():
+            raise ValueError(f"prefill: lengths must be within 1 and {embeds.shape[1]}, got {n.tolist()}")
+        step = self.forward(cache, embeds, slots, logits_at=n[:, None] - 1, position_ids=position_ids)
+        cache.lengths[:] = n
+        if position_ids is None:
+            cache.next_position[:] = n
+        else:
+            real = np.arange(embeds.shape[1])[None, :] < n[:, None]
+            cache.next_position[:] = np.where(real, np.asarray(position_ids).max(axis=0), -1).max(axis=1) + 1
+        return step
+
+    def decode(
+        self,
+        cache: KvCache,
+        token_ids: NDArray[np.integer],
+        slots: NDArray[np.integer],
+        *,
+        active: NDArray[np.bool_] | None = None,
+    ) -> Step:
+        """Run one token a row and return the logits after it.
+
+        Parameters
+        ----------
+        token_ids, slots : int arrays, shape [B]
+        active : bool array, shape [B], optional
+            Rows that go on. The others are computed but do not advance, so their result means nothing.
+        """
+        going = np.ones(cache.batch, np.bool_) if active is None else np.asarray(active, np.bool_)
+        if (cache.lengths[going] >= cache.length).any():
+            raise DacoError(
+                f"the cache of {cache.length} positions is full; ask for fewer new tokens or a longer cache"
+            )
+        embeds = self.embed(np.asarray(token_ids)[:, None])
+        step = self.forward(cache, embeds, np.asarray(slots)[:, None])
+        cache.lengths[going] += 1
+        cache.next_position[going] += 1
+        return step
+
+    def forward(
+        self,
+        cache: KvCache,
+        embeds: np.ndarray,
+        slots: NDArray[np.integer],
+        *,
+        logits_at: NDArray[np.integer] | None = None,
+        position_ids: NDArray[np.integer] | None = None,
+    ) -> Step:
+        """Run S tokens a row, written to the cache from ``cache.lengths`` on, which this does not advance.
+
+        ``logits_at`` [B, R] names the rows whose logits are wanted (default: the last). Logits, doses and
+        supports are views of buffers that the next run of the same width overwrites.
+
+        Raises
+        ------
+        ValueError
+            A shape does not fit the graph or the cache.
+        PolicyError
+            A slot is not in the bundle's pack; unknown slots never reach the graph.
+        """
+        embeds = np.asarray(embeds)
+        width = embeds.shape[1] if embeds.ndim == 3 else 0
+        expected = (cache.batch, width, self.bundle.decoder.hidden_size)
+        if embeds.shape != expected or width == 0:
+            raise ValueError(f"forward: embeds must have shape {list(expected)}, got {list(embeds.shape)}")
+        if int(cache.lengths.max()) + width > cache.length and width > 1:
+            raise ValueError(
+                f"forward: {width} tokens after {int(cache.lengths.max())} do not fit a cache of {cache.length}"
+            )
+        slots = self._checked_slots(slots, (cache.batch, width))
+        at = np.full((cache.batch, 1), width - 1) if logits_at is None else np.asarray(logits_at, np.int64)
+        if at.ndim != 2 or at.shape[0] != cache.batch or (at < 0).any() or (at >= width).any():
+            raise ValueError(
+                f"forward: logits_at must have shape [{cache.batch}, R] with entries in [0, {width}), "
+                f"got shape {list(at.shape)}"
+            )
+        buffers = self._buffers(cache, width, at.shape[1])
+        feed = buffers.inputs
+        feed["inputs_embeds"][...] = embeds
+        feed["logits_at"][...] = at
+        # A finished row stays where it is; a full one is clamped, for what it computes is ignored.
+        feed["write_indices"][...] = np.minimum(cache.lengths, cache.length - width)
+        feed["position_ids"][...] = (
+            cache.next_position[None, :, None] + np.arange(width) if position_ids is None else position_ids
+        )
+        if "policy_slots" in feed:
+            feed["policy_slots"][...] = slots
+        self._decoder.run_with_iobinding(buffers.binding)
+        return buffers.step()
+
+    def _checked_slots(self, slots: NDArray[np.integer], shape: tuple[int, int]) -> NDArray[np.int32]:
+        found = np.asarray(slots)
+        if found.shape != shape or not np.issubdtype(found.dtype, np.integer):
+            raise ValueError(
+                f"forward: slots must be integers of shape {list(shape)}, got {found.dtype} {list(found.shape)}"
+            )
+        if not self.blocks:
+            count = 1
+        else:
+            count = self.bundle.pack.slots_count if self.bundle.pack is not None else 2
+        if (found < 0).any() or (found >= count).any():
+            bad = sorted(set(found[(found < 0) | (found >= count)].tolist()))
+            raise PolicyError(f"policy slots {bad} are not in this bundle, which has slots 0 to {count - 1}")
+        return found.astype(np.int32)
+
+    def _open(self, name: str) -> Any:
+        import onnxruntime
+
+        path = self.bundle.path / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing from the bundle; export it again")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
+        if self._library is not None:
+            try:
+                options.register_custom_ops_library(str(self._library))
+            except Exception as e:
+                raise DacoError(
+                    f"{self._library} cannot be loaded into ONNX Runtime {onnxruntime.__version__}: "
+                    f"{_one_line(e)}; reinstall daco-rt, or run with the library off"
+                ) from e
+        try:
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as e:  # ONNX Runtime has one exception class a status code, all of Exception
+            raise ArtifactError(f"{path} is no model that ONNX Runtime can load: {_one_line(e)}") from e
+
+    def _buffers(self, cache: KvCache, width: int, rows: int) -> _Buffers:
+        key = width * 65536 + rows
+        if key not in cache.bindings:
+            # Prompt-wide buffers serve one run each; keeping them would hold their memory for the answer.
+            if width > 1:
+                return _Buffers(self, cache, width, rows)
+            cache.bindings[key] = _Buffers(self, cache, width, rows)
+        found: _Buffers = cache.bindings[key]
+        return found
+
+
+class _Buffers:
+    """Input and output arrays of one step width, bound once to the decoder and to a cache."""
+
+    def __init__(self, session: OnnxSession, cache: KvCache, width: int, rows: int) -> None:
+        import onnxruntime
+
+        batch, config = cache.batch, session.bundle.decoder
+        self.inputs: dict[str, np.ndarray] = {
+            "inputs_embeds": np.zeros((batch, width, config.hidden_size), session.dtype),
+            "position_ids": np.zeros((config.position_axes, batch, width), np.int64),
+            "write_indices": np.zeros(batch, np.int64),
+            "logits_at": np.zeros((batch, rows), np.int64),
+        }
+        if "policy_slots" in session._inputs:
+            self.inputs["policy_slots"] = np.zeros((batch, width), np.int32)
+        self.outputs: dict[str, np.ndarray] = {"logits": np.zeros((batch, rows, config.vocab_size), np.float32)}
+        k_out = session.bundle.k_out
+        for block in session.blocks:
+            self.outputs[f"doses.{block}"] = np.zeros((batch, width, 2), np.float32)
+            if session.has_support:
+                self.outputs[f"support_index.{block}"] = np.zeros((batch, width, k_out), np.int32)
+                self.outputs[f"support_value.{block}"] = np.zeros((batch, width, k_out), np.float32)
+        self._blocks, self._support = session.blocks, session.has_support
+
+        # On the CPU an OrtValue made from an array shares its memory, so filling the array feeds the graph.
+        value = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._values = {n: value(a) for n, a in {**self.inputs, **self.outputs}.items()}
+        self.binding = session._decoder.io_binding()
+        for name in self.inputs:
+            self.binding.bind_ortvalue_input(name, self._values[name])
+        for name in self.outputs:
+            self.binding.bind_ortvalue_output(name, self._values[name])
+        for name, array in cache.arrays.items():
+            letter, layer = name.split(".")
+            shared = self._values[f"cache.{name}"] = value(array)
+            self.binding.bind_ortvalue_input(f"past_{letter}.{layer}", shared)
+            self.binding.bind_ortvalue_output(f"present_{letter}.{layer}", shared)
+
+    def step(self) -> Step:
+        out: Mapping[str, np.ndarray] = self.outputs
+        reports = {
+            block: BlockRows(
+                out[f"doses.{block}"],
+                out[f"support_index.{block}"] if self._support else None,
+                out[f"support_value.{block}"] if self._support else None,
+            )
+            for block in self._blocks
+        }
+        return Step(out["logits"], reports)
+
+
+def _pick_library(bundle: Bundle, library: Library) -> tuple[Path | None, str]:
+    """Return (path or None, reason)."""
+    from daco_rt._native import library_path
+
+    if library not in ("auto", "require", "off"):
+        raise DacoError(f"library must be 'auto', 'require' or 'off', got '{library}'")
+    if library == "off":
+        if bundle.library_required:
+            raise DacoError(
+                f"{bundle.path} needs the custom-op library (its operator has no portable form), "
+                "so it cannot run with the library off"
+            )
+        return None, "the library was turned off"
+    try:
+        return Path(library_path("onnxruntime")), "the library is installed"
+    except DacoError as e:
+        if library == "require" or bundle.library_required:
+            who = "was asked for" if library == "require" else f"is needed by {bundle.path}"
+            raise DacoError(f"the ONNX Runtime custom-op library {who} but is not at hand: {e}") from e
+        return None, f"no library: {e}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
