@@ -12,13 +12,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from daco_rt._native import has_library
-from daco_rt.artifacts.pack import STEERING_FILE, Pack
+from daco_rt.artifacts.pack import STEERING, Pack
 from daco_rt.artifacts.tensors import TensorRef, read_header
+from daco_rt.errors import DacoError
 from daco_rt.models.config import DecoderConfig
 from daco_rt.models.decoder import OPERANDS, SteerNode, build_decoder
 from daco_rt.models.layers import Locate
-from daco_rt.ops.onnx_functions import missing_form, steer_function
+from daco_rt.ops.onnx_functions import function_refusal, steer_function
 
 PACK_FOLDER = "pack"
 OP_TYPES = {"sae": "SteerSae", "pursuit": "SteerPursuit"}
@@ -59,29 +59,39 @@ def steered_decoder(
         model = build_decoder(config, weights, dtype=precision, locate=locate)
         return SteeredGraph(model, "")
     op_type = OP_TYPES[pack.op]
-    form = {
-        "coder": pack.coder,
-        "k": pack.k,
-        "k_out": pack.k_out,
-        **({"sign": pack.sign, "tol": pack.tol} if pack.op == "pursuit" else {}),
-    }
-    reason = missing_form(op_type, **form) or ""
-    functions = (
-        [] if reason else [steer_function(op_type, **form, activation=precision, weight=pack.dtype)]
-    )
+    sign = {"sign": pack.sign} if pack.op == "pursuit" else {}
+    refusal = function_refusal(op_type, coder=pack.coder, k=pack.k, **sign) or ""
+    functions = []
+    if not refusal:
+        tol = {"tol": pack.tol} if pack.op == "pursuit" else {}
+        body = steer_function(
+            op_type,
+            coder=pack.coder,
+            k=pack.k,
+            k_out=pack.k_out,
+            **sign,
+            **tol,
+            activation=precision,
+            weight=pack.dtype,
+        )
+        functions.append(body)
     steer = {
         block: SteerNode(op_type, _attributes(pack), operands, slot_map, pack.k_out)
         for block, (operands, slot_map) in _operands(pack, op_type, bundle).items()
     }
-    model = build_decoder(
-        config, weights, dtype=precision, locate=locate, steer=steer, functions=functions
-    )
-    return SteeredGraph(model, reason)
+    model = build_decoder(config, weights, dtype=precision, locate=locate, steer=steer, functions=functions)
+    return SteeredGraph(model, refusal)
 
 
 def library_at_hand() -> bool:
     """Whether the custom-op library was built into this installation."""
-    return has_library("onnxruntime")
+    from daco_rt._native import library_path
+
+    try:
+        library_path("onnxruntime")
+    except DacoError:
+        return False
+    return True
 
 
 def _attributes(pack: Pack) -> dict[str, str | int | float]:
@@ -94,13 +104,18 @@ def _attributes(pack: Pack) -> dict[str, str | int | float]:
     }
     if pack.op == "sae":
         return common
-    return common | {"sign": pack.sign, "tol": float(pack.tol), "tau": 0.95, "alpha": 0.05}
+    return common | {
+        "sign": pack.sign,
+        "tol": float(pack.tol),
+        "tau": float(pack.tau),
+        "alpha": float(pack.alpha),
+    }
 
 
 def _operands(
     pack: Pack, op_type: str, bundle: Path
 ) -> dict[int, tuple[dict[str, ir.TensorProtocol], ir.TensorProtocol]]:
-    refs = read_header(bundle / PACK_FOLDER / STEERING_FILE)
+    refs = read_header(bundle / PACK_FOLDER / STEERING)
     found = {}
     for row, block in enumerate(pack.blocks):
         operands = {
@@ -114,7 +129,7 @@ def _operands(
 
 def _external(ref: TensorRef, name: str) -> ir.ExternalTensor:
     return ir.ExternalTensor(
-        f"{PACK_FOLDER}/{STEERING_FILE}",
+        f"{PACK_FOLDER}/{STEERING}",
         ref.offset,
         ref.nbytes,
         _ONNX_DTYPE[ref.dtype],
@@ -127,7 +142,7 @@ def _slot_map(ref: TensorRef, row: int, policies: int, block: int) -> ir.Externa
     """One row of ``slot_map`` [blocks, P]: a view into the file like every other operand."""
     width = policies * 4
     return ir.ExternalTensor(
-        f"{PACK_FOLDER}/{STEERING_FILE}",
+        f"{PACK_FOLDER}/{STEERING}",
         ref.offset + row * width,
         width,
         ir.DataType.INT32,

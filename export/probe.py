@@ -113,7 +113,7 @@ class Probe:
             f"steer.{block}",
             [
                 onnx.helper.make_tensor_value_info(
-                    "z", self.activation, ["B", "S", self.bundle.decoder.hidden_size]
+                    "z", self.activation, ["B", "S", self.bundle.decoder["hidden_size"]]
                 ),
                 onnx.helper.make_tensor_value_info("slots", onnx.TensorProto.INT32, ["B", "S"]),
             ],
@@ -148,7 +148,7 @@ class Probe:
 class Stepper:
     """Runs a decoder session step by step with plain feeds, keeping the cache between steps.
 
-    The cache has a fixed length for the life of the stepper, so runs of equal shapes can be compared bit for bit.
+    The cache has a fixed length for the life of the stepper: runs of equal shapes compare bit for bit.
     """
 
     def __init__(self, session: Any, cache_length: int) -> None:

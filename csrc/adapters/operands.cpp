@@ -1,7 +1,6 @@
 #include "adapters/operands.h"
 
 #include <cstdio>
-#include <cstring>
 #include <initializer_list>
 #include <limits>
 
@@ -74,9 +73,9 @@ bool float_type(Element e, DType* out) {
   }
 }
 
-#define DACO_TRY(expression)                          \
-  do {                                                \
-    if (Status s = (expression); !s.ok()) return s;   \
+#define DACO_TRY(expression)                        \
+  do {                                              \
+    if (Status s = (expression); !s.ok()) return s; \
   } while (false)
 
 Status check_rows(const char* op, const Operand& z, const Operand& slots, Rows* rows) {
@@ -139,6 +138,12 @@ Status check_policies(const char* op, const Operand* from_gain, Rows* rows) {
   return {};
 }
 
+Status check_support(const char* op, int32_t k, int64_t m) {
+  if (k <= m) return {};
+  return make_status(Code::kInvalidArgument, "%s: k must be at most the number of atoms m=%lld, got %d", op,
+                     static_cast<long long>(m), k);
+}
+
 template <class T>
 Status parse_or_refuse(const char* op, const char* name, const char* text, const char* known, T* out) {
   if (parse(text, out)) return {};
@@ -156,17 +161,57 @@ Status bind(const Operand (&in)[kSaeInputs], SteerSae* op) {
   DACO_TRY(check_floats(name, "enc_bias", in[kSaeEncBias], {{"m", op->atoms}}, &op->enc_bias));
   if (in[kSaeThreshold].count() > 0)
     DACO_TRY(check_floats(name, "threshold", in[kSaeThreshold], {{"m", op->atoms}}, &op->threshold));
+  if (op->coder == SaeCoder::kTopK) DACO_TRY(check_support(name, op->k, op->atoms));
   return check_policies(name, &in[kSaeGain], op);
 }
 
 Status bind(const Operand (&in)[kPursuitInputs], SteerPursuit* op) {
   const char* name = "steer_pursuit";
   DACO_TRY(check_rows(name, in[kPursuitZ], in[kPursuitSlots], op));
+  // SteerPursuit::atoms, the matrix, hides Rows::atoms, the count.
+  int64_t& m = op->Rows::atoms;
   DACO_TRY(check_weights(name, "analysis", in[kPursuitAnalysis], "atoms", in[kPursuitAtoms], op->dim,
-                         &op->weight, &op->atoms));
+                         &op->weight, &m));
   op->analysis = in[kPursuitAnalysis].data;
-  op->atoms_data() = in[kPursuitAtoms].data;
+  op->atoms = in[kPursuitAtoms].data;
+  DACO_TRY(check_floats(name, "bias", in[kPursuitBias], {{"m", m}}, &op->bias));
+  const Operand& gram = in[kPursuitGram];
+  if (gram.count() > 0) {
+    if (!float_type(gram.element, &op->gram_dtype) || op->gram_dtype == DType::kBF16)
+      return wrong_type(name, "gram", "fp32 or fp16", gram);
+    DACO_TRY(check_shape(name, "gram", gram, {{"m", m}, {"m", m}}));
+    op->gram = gram.data;
+  }
+  if (op->coder == PursuitCoder::kOmp) DACO_TRY(check_support(name, op->k, m));
+  return check_policies(name, &in[kPursuitGain], op);
+}
+
+Status bind_gram(const Operand& analysis, const Operand& atoms, DType* weight, int64_t* m, int64_t* d) {
+  DACO_TRY(check_weights("build_gram", "analysis", analysis, "atoms", atoms, -1, weight, m));
+  *d = analysis.shape[1];
   return {};
 }
+
+Status parse_attribute(const char* op, const char* text, SaeCoder* coder) {
+  return parse_or_refuse(op, "coder", text, "topk, relu, jumprelu, none", coder);
+}
+
+Status parse_attribute(const char* op, const char* text, PursuitCoder* coder) {
+  return parse_or_refuse(op, "coder", text, "omp, elastic_net", coder);
+}
+
+Status parse_attribute(const char* op, const char* text, PursuitSign* sign) {
+  return parse_or_refuse(op, "sign", text, "positive, signed, nnls", sign);
+}
+
+Status check_count(const char* op, const char* name, int64_t value, int32_t low, int32_t* out) {
+  if (value < low || value > std::numeric_limits<int32_t>::max())
+    return make_status(Code::kInvalidArgument, "%s: %s must be at least %d, got %lld", op, name, low,
+                       static_cast<long long>(value));
+  *out = static_cast<int32_t>(value);
+  return {};
+}
+
+#undef DACO_TRY
 
 }  // namespace daco::adapters

@@ -62,15 +62,13 @@ enum PursuitInput : size_t {
 };
 
 // Whether an input may be left out; the same answer for the schema of every framework.
-constexpr bool is_optional(SaeInput i) {
-  return i == kSaeThreshold || i == kSaeBoost || i == kSaeScales;
-}
+constexpr bool is_optional(SaeInput i) { return i == kSaeThreshold || i == kSaeBoost || i == kSaeScales; }
 constexpr bool is_optional(PursuitInput i) {
   return i == kPursuitGram || i == kPursuitBoost || i == kPursuitScales;
 }
 
-// Checks shapes and element types and fills sizes, dtypes and pointers of the inputs. Attributes and
-// outputs stay with the caller.
+// Checks shapes and element types and fills sizes, dtypes and pointers of the inputs. The caller sets the
+// attributes before (k is checked against m) and the outputs after.
 Status bind(const Operand (&inputs)[kSaeInputs], SteerSae* op);
 Status bind(const Operand (&inputs)[kPursuitInputs], SteerPursuit* op);
 

@@ -1,6 +1,7 @@
 // Which table of kernels runs: decided at run time from the processor, the system and DACO_RT_ISA.
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 #include "cpu/kernels.h"
 

@@ -27,16 +27,17 @@ struct Peak {
 
 // Primitives on one element type of the operands.
 struct TypedKernels {
-  // y[r][i] = (bias ? bias[a] : 0) + W[a, :] . x[r], for i < n and r < rows, where a = index ? index[i] : i.
-  void (*dots)(const void* w, const int32_t* index, int64_t n, int64_t d, const float* bias,
+  // y[r][i] = (bias ? bias[a] : 0) + W[a, :] . x[r], for begin <= i < end and r < rows, where
+  // a = index ? index[i] : i.
+  void (*dots)(const void* w, const int32_t* index, int64_t begin, int64_t end, int64_t d, const float* bias,
                const float* const* x, int64_t rows, float* const* y);
   // y[0..d) += sum_i coefficient[i] * W[index[i], :], added in the order of i.
   void (*accumulate)(float* y, const void* w, int64_t d, const int32_t* index, const float* coefficient,
                      int64_t n);
   double (*sum_squares)(const void* x, int64_t n);
   void (*widen)(const void* x, float* y, int64_t n);
-  // To nearest, ties to even. Finite values beyond the type's range become its largest finite value, so
-  // that a finite row stays finite.
+  // To nearest, ties to even. What lies beyond the type's range, infinity included, becomes its largest
+  // finite value, so that a finite row stays finite; NaN stays NaN.
   void (*narrow)(const float* x, void* y, int64_t n);
   bool (*all_finite)(const void* x, int64_t n);
 };

@@ -168,7 +168,7 @@ def refuse_existing(target: Path) -> None:
 
 
 def sweep(target: Path) -> None:
-    """Remove what killed writers of ``target`` left beside it; put back an old target they had moved aside."""
+    """Remove what killed writers of ``target`` left beside it; put back a target they had moved aside."""
     pattern = re.compile(re.escape(f".{target.name}.") + r"(partial|aside)-(\d+)-[0-9a-f]+")
     try:
         names = os.listdir(target.parent)
@@ -210,7 +210,7 @@ def _try_lock(handle: int) -> None:
 
 
 def _locked_folder(target: Path) -> tuple[Path, int]:
-    """Create and lock a partial folder. Another writer's sweep may take it between the two steps: try again."""
+    """Create and lock a partial folder, again if another writer's sweep took it between the two steps."""
     while True:
         partial = _sibling(target, "partial")
         os.mkdir(partial)
@@ -278,7 +278,7 @@ def _install(partial: Path, target: Path, overwrite: bool) -> None:
 
 
 def _replace_in_two_steps(partial: Path, target: Path) -> None:
-    """Move the old target aside and the new one in. Killed in between, the next ``sweep`` puts the old back."""
+    """Move the old target aside and the new one in; killed in between, ``sweep`` puts the old one back."""
     aside = _sibling(target, "aside")
     lock = os.open(target, os.O_RDONLY)
     try:

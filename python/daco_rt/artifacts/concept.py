@@ -1,4 +1,4 @@
-"""The table of concepts behind the atoms of a dictionary, an SAE or a pack: JSON lines, one concept a line."""
+"""The table of concepts behind the atoms of a dictionary, an SAE or a pack: one JSON line a concept."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def read_concepts(file: Path, atoms: int) -> tuple[Concept, ...]:
             concepts.append(Concept(row["index"], **text))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ArtifactError(
-                f"{file}, line {number}: no concept row ({type(error).__name__}: {error}); make the artifact again"
+                f"{file}, line {number}: no concept row ({type(error).__name__}: {error}); make the "
+                "artifact again"
             ) from error
     return check_concepts(concepts, atoms, file)
 

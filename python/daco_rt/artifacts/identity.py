@@ -22,7 +22,8 @@ class ModelIdentity:
 
     Example
     -------
-    >>> ModelIdentity(576, 30, 49152, 9, 3, "llama", (0.1,)).matches(ModelIdentity(576, 30, 49280, 9, 3, "qwen2", (0.1,)))
+    >>> llama = ModelIdentity(576, 30, 49152, 9, 3, "llama", (0.1,))
+    >>> llama.matches(ModelIdentity(576, 30, 49280, 9, 3, "qwen2", (0.1,)))
     True
     """
 
@@ -39,7 +40,7 @@ class ModelIdentity:
         return self.difference(other) is None
 
     def difference(self, other: ModelIdentity) -> str | None:
-        """Say what differs ("made for hidden_size 576, the model has 896"), or None if nothing that counts does.
+        """Say what differs ("made for hidden_size 576, the model has 896"), or None if nothing that counts.
 
         ``self`` is what an artifact was made for, ``other`` the model at hand.
         """
@@ -85,10 +86,10 @@ class ModelIdentity:
                 raise ValueError
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
-                f"{where}: the model identity must hold {', '.join(counts)} (integers), model_type (text) and "
-                f"samples (finite numbers), got {str(data)[:120]}; make the artifact again"
+                f"{where}: the model identity must hold {', '.join(counts)} (integers), model_type (text) "
+                f"and samples (finite numbers), got {str(data)[:120]}; make the artifact again"
             ) from error
-        return cls(*numbers, kind, samples)
+        return cls(**dict(zip(counts, numbers, strict=True)), model_type=kind, samples=samples)
 
 
 def _close(a: float, b: float) -> bool:

@@ -38,8 +38,8 @@ Progress = Callable[[int, int], None]
 class Artifact:
     """An opened artifact. ``checks`` says of every file how far it was checked.
 
-    Values of ``checks``: "size" (present, right length), "sha256" (every byte), "header" (size and header of a
-    referenced shard), "sampled" (the same and 256 blocks of 64 KiB spread over it).
+    Values of ``checks``: "size" (present, right length), "sha256" (every byte), "header" (size and header of
+    a referenced shard), "sampled" (the same and 256 blocks of 64 KiB spread over it).
     """
 
     path: Path
@@ -133,11 +133,13 @@ def read_manifest(path: Path, kind: str | None = None) -> dict[str, Any]:
     version = manifest.get("version")
     if isinstance(version, int) and version > VERSIONS[found]:
         raise ArtifactError(
-            f"{file}: {found} format version {version}, this daco-rt reads up to {VERSIONS[found]}; upgrade daco-rt"
+            f"{file}: {found} format version {version}, this daco-rt reads up to {VERSIONS[found]}; "
+            "upgrade daco-rt"
         )
     if not isinstance(version, int) or version < 1 or manifest.get("checksum") != manifest_checksum(manifest):
         raise ArtifactError(
-            f"{file} does not match its own checksum: it was edited or damaged; copy or make the {found} again"
+            f"{file} does not match its own checksum: it was edited or damaged; copy or make the {found} "
+            "again"
         )
     for section in ("files", "references", "parts"):
         entries = manifest.get(section)
@@ -287,7 +289,8 @@ def _check_reference(
 def _compare(file: Path, what: str, expected: Any, got: str, remedy: str) -> None:
     if expected != got:
         raise ArtifactError(
-            f"{file} is damaged or was replaced: {what} {str(expected)[:12]}… expected, {got[:12]}… found; {remedy}"
+            f"{file} is damaged or was replaced: {what} {str(expected)[:12]}… expected, {got[:12]}… "
+            f"found; {remedy}"
         )
 
 

@@ -5,7 +5,7 @@ m atoms (latents of an SAE, concepts of a dictionary), d width, P slots includin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,7 @@ Spec = tuple[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the operands of one block agree on: m, d, P, the matrices' dtype ("F32", …) and which are present."""
+    """What a block's operands agree on: m, d, P, the matrices' dtype ("F32", …), and which are present."""
 
     atoms: int
     dim: int
@@ -85,24 +85,29 @@ def check_specs(op: str, specs: Mapping[str, Spec], where: str) -> Sizes:
         raise ArtifactError(f"{where}: {what}; {op} takes {', '.join(contract)}")
     for name in (first, "gain"):
         if len(specs[name][1]) != 2 or 0 in specs[name][1]:
-            raise ArtifactError(f"{where}: '{name}' must be a matrix with elements, got {list(specs[name][1])}")
+            raise ArtifactError(
+                f"{where}: '{name}' must be a matrix with elements, got {list(specs[name][1])}"
+            )
     (m, d), slots = specs[first][1], specs["gain"][1][0]
     if slots < 2:
-        raise ArtifactError(f"{where}: 'gain' must have a row a slot, off and observe included, got {slots} rows")
+        raise ArtifactError(
+            f"{where}: 'gain' must have a row a slot, off and observe included, got {slots} rows"
+        )
     lengths = {"m": m, "d": d, "P": slots, "4": 4}
     for name, (dtype, shape) in specs.items():
         dtypes, letters = contract[name]
         expected = tuple(lengths[letter] for letter in letters)
         if shape != expected:
             raise ArtifactError(
-                f"{where}: '{name}' must have shape {list(expected)} (from {first} {[m, d]} and {slots} slots), "
-                f"got {list(shape)}"
+                f"{where}: '{name}' must have shape {list(expected)} (from {first} {[m, d]} and {slots} "
+                f"slots), got {list(shape)}"
             )
         if dtype not in dtypes:
             raise ArtifactError(f"{where}: '{name}' must be {' or '.join(dtypes)}, got {dtype}")
     if specs[first][0] != specs[second][0]:
         raise ArtifactError(
-            f"{where}: '{first}' and '{second}' must have one dtype, got {specs[first][0]} and {specs[second][0]}"
+            f"{where}: '{first}' and '{second}' must have one dtype, got {specs[first][0]} and "
+            f"{specs[second][0]}"
         )
     return Sizes(m, d, slots, specs[first][0], tuple(name for name in contract if name in specs))
 
@@ -117,7 +122,7 @@ def check_attributes(
     ArtifactError
         If one is unknown or out of its range.
     """
-    if op not in CODERS:
+    if not isinstance(op, str) or op not in CODERS:
         raise ArtifactError(f"{where}: op must be one of {', '.join(CODERS)}, got {op!r}")
     if coder not in CODERS[op]:
         raise ArtifactError(f"{where}: coder of {op} must be one of {', '.join(CODERS[op])}, got {coder!r}")
@@ -139,6 +144,22 @@ def check_k(coder: str, k: int, atoms: int, where: str) -> None:
         raise ArtifactError(f"{where}: k = {k} is larger than the {atoms} atoms; lower k or add atoms")
 
 
+def check_norms(norms: Mapping[int, float], blocks: Sequence[int], where: str) -> dict[int, float]:
+    """Return the blocks' median residual norms after checking that each has one, positive and finite.
+
+    Raises
+    ------
+    ArtifactError
+        If a block has none, or one that is no positive number.
+    """
+    if set(norms) != set(blocks) or not all(0 < float(norm) < np.inf for norm in norms.values()):
+        raise ArtifactError(
+            f"{where}: median_norm must give one positive number for each of the blocks {list(blocks)}, "
+            f"got {dict(norms)}"
+        )
+    return {block: float(norms[block]) for block in blocks}
+
+
 def check_values(name: str, array: np.ndarray, where: str) -> None:
     """Refuse values that would make the operator write nonsense.
 
@@ -153,7 +174,8 @@ def check_values(name: str, array: np.ndarray, where: str) -> None:
         value = "neither 0 nor 1" if array.dtype == np.bool_ else f"{array.reshape(-1)[bad]}"
         place = [int(i) for i in np.unravel_index(bad, array.shape)]
         raise ArtifactError(
-            f"{where}: '{name}' holds a value that is {value} at {place}; only finite weights are accepted: make it again"
+            f"{where}: '{name}' holds a value that is {value} at {place}; only finite weights are "
+            "accepted: make it again"
         )
     if name == "limits":
         if (array[:, 0] < 0).any():

@@ -1,12 +1,15 @@
 """The pack: everything the steering operator needs for the blocks it steers, and the policies by name.
 
 A folder of ``manifest.json``, ``steering.safetensors`` (tensors ``block.{ℓ}.{operand}`` and ``slot_map``) and
-``concepts.jsonl``. One pack has one op, coder and k for all its blocks; operands are those of ``operands.py``.
+``concepts.jsonl``. One pack has one op, coder and k for all its blocks; operands are those of
+``operands.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +23,17 @@ from daco_rt.artifacts.manifest import MANIFEST, Progress, open_artifact
 from daco_rt.artifacts.operands import (
     DTYPE_LABELS,
     EMPTY_WHEN_ABSENT,
+    OPERANDS,
     Sizes,
     check_attributes,
     check_k,
+    check_norms,
     check_specs,
     check_values,
 )
 from daco_rt.artifacts.policy import BUILT_IN, Policy, check_policies, check_slot_map, make_slot_map
 from daco_rt.artifacts.store import check_target, new_artifact
-from daco_rt.artifacts.tensors import TensorRef, dtype_name, from_array, read_header
+from daco_rt.artifacts.tensors import TensorRef, TensorSource, dtype_name, from_array, read_header
 from daco_rt.errors import ArtifactError, PolicyError, did_you_mean
 
 STEERING = "steering.safetensors"
@@ -36,17 +41,18 @@ CONCEPTS = "concepts.jsonl"
 
 # What a graph bakes in; the rest of a pack may be swapped under it.
 _SIGNATURE = (
-    "op", "coder", "k", "k_out", "sign", "tol", "tau", "alpha", "dim", "atoms", "slots_count", "dtype", "blocks",
-)  # fmt: skip
+    *("op", "coder", "k", "k_out", "sign", "tol", "tau", "alpha"),
+    *("dim", "atoms", "slots_count", "dtype", "blocks"),
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Pack:
     """A loaded pack. Operands stay on disk until ``operands`` maps them.
 
-    ``dim`` is d, ``atoms`` is m (or N), ``slots_count`` is P, slots 0 (off) and 1 (observe) included; ``slot_map``
-    int32 [len(blocks), P] is the slot that each block sees; ``median_norm`` the block's median residual norm,
-    from which deadbands were derived; ``dtype`` of the two matrices "fp32", "fp16" or "bf16".
+    ``dim`` is d, ``atoms`` is m (or N), ``slots_count`` is P, slots 0 (off) and 1 (observe) included;
+    ``slot_map`` int32 [len(blocks), P] is the slot that each block sees; ``median_norm`` the block's median
+    residual norm, from which deadbands were derived; ``dtype`` of the two matrices "fp32", "fp16" or "bf16".
 
     Example
     -------
@@ -97,8 +103,8 @@ class Pack:
     def operands(self, block: int) -> dict[str, np.ndarray]:
         """Map the operands of one block, keyed by the operator contract's names, in its order.
 
-        Arrays are read-only views of the file, bf16 as ``ml_dtypes.bfloat16``. ``threshold`` and ``boost`` are
-        empty fp32 arrays where the pack has none; ``gram`` is left out.
+        Arrays are read-only views of the file, bf16 as ``ml_dtypes.bfloat16``. ``threshold`` and ``boost``
+        are empty fp32 arrays where the pack has none; ``gram`` is left out.
 
         Raises
         ------
@@ -106,9 +112,12 @@ class Pack:
             If the pack does not steer that block.
         """
         self._require((block,))
-        found = {name: ref.read() for name, ref in self.refs[block].items()}
-        missing = EMPTY_WHEN_ABSENT - found.keys() - ({"threshold"} if self.op == "pursuit" else set())
-        return found | {name: np.empty(0, np.float32) for name in missing}
+        refs = self.refs[block]
+        return {
+            name: refs[name].read() if name in refs else np.empty(0, np.float32)
+            for name in OPERANDS[self.op]
+            if name in refs or name in EMPTY_WHEN_ABSENT
+        }
 
     def concept(self, index: int) -> Concept | None:
         """Return the concept behind an atom, or None if that atom has no name."""
@@ -139,7 +148,8 @@ class Pack:
         if self.default_policy not in (*BUILT_IN, *(policy.name for policy in policies)):
             raise PolicyError(
                 f"pack {self.path}: the default policy '{self.default_policy}' steers only blocks "
-                f"{_join(self.policy(self.default_policy).blocks)}, none of them among {_join(chosen)}; choose others"
+                f"{_join(self.policy(self.default_policy).blocks)}, none of them among {_join(chosen)}; "
+                "choose others"
             )
         rows = [self.blocks.index(block) for block in chosen]
         return dataclasses.replace(
@@ -180,11 +190,9 @@ class Pack:
             overwrite=overwrite,
         )
 
-    def __post_init__(self) -> None:
-        # Not a field: replace() would otherwise carry a stale table along.
-        object.__setattr__(self, "_by_index", {concept.index: concept for concept in self.concepts})
-
-    _by_index: Any = field(init=False, repr=False, default=None)
+    @functools.cached_property
+    def _by_index(self) -> dict[int, Concept]:
+        return {concept.index: concept for concept in self.concepts}
 
     def _require(self, blocks: Iterable[int]) -> None:
         missing = sorted(set(blocks) - set(self.blocks))
@@ -221,9 +229,9 @@ def save_pack(
     ----------
     path : the folder to make.
     operands : block → operand → array. sae: enc [m, d], enc_bias [m], dec [m, d], threshold [m], gain, boost,
-        undesirable [P, m], shift [P, d], limits [P, 4]; pursuit: analysis [N, d], bias [N], gram [N, N], atoms
-        [N, d] and the rest as before. threshold, boost and gram may be absent or empty. Matrices fp32, fp16 or
-        ``ml_dtypes.bfloat16``, gram fp32 or fp16, undesirable bool, the rest fp32.
+        undesirable [P, m], shift [P, d], limits [P, 4]; pursuit: analysis [N, d], bias [N], gram [N, N],
+        atoms [N, d] and the rest as before. threshold, boost and gram may be absent or empty. Matrices fp32,
+        fp16 or ``ml_dtypes.bfloat16``, gram fp32 or fp16, undesirable bool, the rest fp32.
     policies, default_policy : the named slots; the default may also be "off" or "observe".
     median_norm : block → median norm of the residual stream.
     slot_map : int32 [blocks, P]; by default a policy sees its own slot in its blocks and 0 elsewhere.
@@ -237,29 +245,43 @@ def save_pack(
     """
     where = f"pack {path}"
     check_target(path, overwrite=overwrite)
-    check_attributes(op, coder, k, k_out, sign, tol, tau, alpha, where)
+    attributes: dict[str, Any] = {
+        "op": op, "coder": coder, "k": k, "k_out": k_out, "sign": sign, "tol": tol, "tau": tau, "alpha": alpha
+    }  # fmt: skip
+    check_attributes(**attributes, where=where)
     blocks = _check_blocks(tuple(sorted(operands)), where)
-    filled = {ℓ: {name: a for name, a in operands[ℓ].items() if a.size or name == "gain"} for ℓ in blocks}
-    specs = {ℓ: {name: (dtype_name(a), tuple(a.shape)) for name, a in filled[ℓ].items()} for ℓ in blocks}
+    filled = {block: {name: a for name, a in operands[block].items() if a.size} for block in blocks}
+    specs = {
+        block: {name: (dtype_name(array), array.shape) for name, array in arrays.items()}
+        for block, arrays in filled.items()
+    }
     sizes = _check_all(op, coder, k, specs, where)
-    for ℓ in blocks:
-        for name, array in filled[ℓ].items():
-            check_values(name, array, f"{where}, block {ℓ}")
+    tensors: dict[str, TensorSource] = {}
+    for block, arrays in filled.items():
+        for name, array in arrays.items():
+            check_values(name, array, f"{where}, block {block}")
+            tensors[f"block.{block}.{name}"] = from_array(array)
     policies = check_policies(policies, default_policy, blocks, sizes.slots, where)
     if slot_map is None:
         slot_map = make_slot_map(policies, blocks, sizes.slots)
     check_slot_map(slot_map, policies, blocks, sizes.slots, where)
-    norms = _check_norms(median_norm, blocks, where)
+    norms = check_norms(median_norm, blocks, where)
     concepts = check_concepts(concepts, sizes.atoms, where)
-    tensors = {f"block.{ℓ}.{name}": from_array(a) for ℓ in blocks for name, a in filled[ℓ].items()}
     tensors["slot_map"] = from_array(np.ascontiguousarray(slot_map))
     with new_artifact(path, "pack", overwrite=overwrite) as writer:
         writer.set(
-            model=model.to_dict(), op=op, coder=coder, k=k, k_out=k_out, sign=sign, tol=tol, tau=tau, alpha=alpha,
-            dim=sizes.dim, atoms=sizes.atoms, slots=sizes.slots, dtype=DTYPE_LABELS[sizes.dtype], blocks=blocks,
-            policies=[dataclasses.asdict(policy) for policy in policies], default_policy=default_policy,
-            median_norm=norms, recipe=dict(recipe or {}),
-        )  # fmt: skip
+            model=model.to_dict(),
+            **attributes,
+            dim=sizes.dim,
+            atoms=sizes.atoms,
+            slots=sizes.slots,
+            dtype=DTYPE_LABELS[sizes.dtype],
+            blocks=blocks,
+            policies=[dataclasses.asdict(policy) for policy in policies],
+            default_policy=default_policy,
+            median_norm=norms,
+            recipe=dict(recipe or {}),
+        )
         writer.write_safetensors(STEERING, tensors)
         writer.add_jsonl(CONCEPTS, concept_rows(concepts))
     return load_pack(path, verify=False)
@@ -285,10 +307,12 @@ def load_pack(path: str | Path, verify: bool = True, progress: Progress | None =
     path, data = artifact.path, artifact.manifest
     where = f"{path / MANIFEST}"
     try:
-        attributes = {n: data[n] for n in ("op", "coder", "k", "k_out", "sign", "tol", "tau", "alpha")}
+        attributes = {
+            name: data[name] for name in ("op", "coder", "k", "k_out", "sign", "tol", "tau", "alpha")
+        }
         blocks = _check_blocks(tuple(data["blocks"]), where)
         told = (data["atoms"], data["dim"], data["slots"], data["dtype"])
-        norms = _check_norms({int(ℓ): value for ℓ, value in data["median_norm"].items()}, blocks, where)
+        norms = check_norms({int(key): norm for key, norm in data["median_norm"].items()}, blocks, where)
         rows = [Policy(**{**row, "blocks": tuple(row["blocks"])}) for row in data["policies"]]
         default, recipe, identity = data["default_policy"], dict(data["recipe"]), data["model"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -298,25 +322,27 @@ def load_pack(path: str | Path, verify: bool = True, progress: Progress | None =
     check_attributes(**attributes, where=where)
     tensors = read_header(artifact.file(STEERING))
     where = f"{path / STEERING}"
-    refs: dict[int, dict[str, TensorRef]] = {ℓ: {} for ℓ in blocks}
+    refs: dict[int, dict[str, TensorRef]] = {block: {} for block in blocks}
     for name, ref in tensors.items():
         head, _, operand = name.removeprefix("block.").partition(".")
         if name != "slot_map":
             if not name.startswith("block.") or not head.isdigit() or int(head) not in refs:
                 raise ArtifactError(f"{where}: unexpected tensor '{name}'; make the pack again")
             refs[int(head)][operand] = ref
-    specs = {ℓ: {name: (r.dtype, r.shape) for name, r in refs[ℓ].items()} for ℓ in blocks}
+    specs = {block: {name: (r.dtype, r.shape) for name, r in refs[block].items()} for block in blocks}
     sizes = _check_all(attributes["op"], attributes["coder"], attributes["k"], specs, where)
     got = (sizes.atoms, sizes.dim, sizes.slots, DTYPE_LABELS[sizes.dtype])
     if got != told:
-        raise ArtifactError(f"{where}: atoms, dim, slots, dtype are {got}, {MANIFEST} says {told}; make the pack again")
+        raise ArtifactError(
+            f"{where}: atoms, dim, slots, dtype are {got}, {MANIFEST} says {told}; make the pack again"
+        )
     if "slot_map" not in tensors:
         raise ArtifactError(f"{where}: tensor 'slot_map' is missing; make the pack again")
     slot_map = tensors["slot_map"].read().copy()
     if verify:
-        for ℓ in blocks:
-            for name, ref in refs[ℓ].items():
-                check_values(name, ref.read(), f"{where}, block {ℓ}")
+        for block in blocks:
+            for name, ref in refs[block].items():
+                check_values(name, ref.read(), f"{where}, block {block}")
     policies = check_policies(rows, default, blocks, sizes.slots, where)
     check_slot_map(slot_map, policies, blocks, sizes.slots, where)
     return Pack(
@@ -334,7 +360,7 @@ def load_pack(path: str | Path, verify: bool = True, progress: Progress | None =
         median_norm=norms,
         concepts=read_concepts(artifact.file(CONCEPTS), sizes.atoms),
         recipe=recipe,
-        refs={ℓ: {name: refs[ℓ][name] for name in sizes.names} for ℓ in blocks},
+        refs={block: {name: refs[block][name] for name in sizes.names} for block in blocks},
     )
 
 
@@ -345,8 +371,8 @@ def _check_all(op: str, coder: str, k: int, specs: Mapping[int, Mapping[str, Any
         sizes = check_specs(op, spec, f"{where}, block {block}")
         if first is not None and sizes != first:
             raise ArtifactError(
-                f"{where}: block {block} has {sizes}, block {next(iter(specs))} has {first}; all blocks of a pack "
-                "must have the same shapes, dtypes and operands"
+                f"{where}: block {block} has {sizes}, block {next(iter(specs))} has {first}; all blocks "
+                "of a pack must have the same shapes, dtypes and operands"
             )
         first = sizes
     if first is None:
@@ -359,17 +385,9 @@ def _check_all(op: str, coder: str, k: int, specs: Mapping[int, Mapping[str, Any
 
 def _check_blocks(blocks: tuple[Any, ...], where: str) -> tuple[int, ...]:
     plain = all(isinstance(block, (int, np.integer)) and block >= 0 for block in blocks)
-    if not plain or any(a >= b for a, b in zip(blocks, blocks[1:], strict=False)):
+    if not plain or any(a >= b for a, b in itertools.pairwise(blocks)):
         raise ArtifactError(f"{where}: blocks must be unique ascending integers from 0, got {list(blocks)}")
     return tuple(int(block) for block in blocks)
-
-
-def _check_norms(norms: Mapping[int, float], blocks: tuple[int, ...], where: str) -> dict[int, float]:
-    if set(norms) != set(blocks) or not all(0 < float(value) < np.inf for value in norms.values()):
-        raise ArtifactError(
-            f"{where}: median_norm must give one positive number for each of the blocks {_join(blocks)}, got {dict(norms)}"
-        )
-    return {block: float(norms[block]) for block in blocks}
 
 
 def _join(numbers: Iterable[int]) -> str:

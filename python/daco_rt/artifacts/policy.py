@@ -37,8 +37,8 @@ def check_policies(
     Raises
     ------
     PolicyError
-        If a name or slot comes twice or is reserved, positions are unknown, a block is not in the pack, or the
-        default policy does not exist.
+        If a name or slot comes twice or is reserved, positions are unknown, a block is not in the pack, or
+        the default policy does not exist.
     """
     table = tuple(policies)
     names: set[str] = set()
@@ -46,7 +46,9 @@ def check_policies(
     for policy in table:
         what = f"{where}: policy '{policy.name}'"
         if not isinstance(policy.name, str) or not policy.name or policy.name in BUILT_IN:
-            raise PolicyError(f"{what} must have a name other than {', '.join(BUILT_IN)} (those are built in)")
+            raise PolicyError(
+                f"{what} must have a name other than {', '.join(BUILT_IN)} (those are built in)"
+            )
         if policy.name in names:
             raise PolicyError(f"{what} comes twice; rename one")
         if type(policy.slot) is not int or not 2 <= policy.slot < slots:
@@ -54,7 +56,9 @@ def check_policies(
         if policy.slot in taken:
             raise PolicyError(f"{what} has slot {policy.slot}, which another policy has; give each its own")
         if policy.positions not in POSITIONS:
-            raise PolicyError(f"{what}: positions must be one of {', '.join(POSITIONS)}, got {policy.positions!r}")
+            raise PolicyError(
+                f"{what}: positions must be one of {', '.join(POSITIONS)}, got {policy.positions!r}"
+            )
         if list(policy.blocks) != sorted(set(policy.blocks)) or not policy.blocks:
             raise PolicyError(f"{what}: blocks must be unique and ascending, got {list(policy.blocks)}")
         outside = sorted(set(policy.blocks) - set(blocks))
@@ -81,7 +85,7 @@ def make_slot_map(policies: Iterable[Policy], blocks: Sequence[int], slots: int)
 def check_slot_map(
     table: np.ndarray, policies: Iterable[Policy], blocks: Sequence[int], slots: int, where: str
 ) -> None:
-    """Check a slot map. It must keep its policies' promises: no row may be silently unsteered, or edited when off.
+    """Check a slot map: no row may be silently unsteered under a policy, or edited under "off".
 
     Raises
     ------
@@ -90,9 +94,13 @@ def check_slot_map(
     """
     shape = (len(blocks), slots)
     if table.dtype != np.int32 or table.shape != shape:
-        raise ArtifactError(f"{where}: slot_map must be int32 {list(shape)}, got {table.dtype} {list(table.shape)}")
+        raise ArtifactError(
+            f"{where}: slot_map must be int32 {list(shape)}, got {table.dtype} {list(table.shape)}"
+        )
     if ((table < 0) | (table >= slots)).any():
-        raise ArtifactError(f"{where}: slot_map must hold slots from 0 to {slots - 1}, got {table.min()} to {table.max()}")
+        raise ArtifactError(
+            f"{where}: slot_map must hold slots from 0 to {slots - 1}, got {table.min()} to {table.max()}"
+        )
     if table[:, 0].any() or (table[:, 1] > 1).any():
         raise ArtifactError(f"{where}: slot_map must send slot 0 to 0 and slot 1 to 0 or 1 in every block")
     for policy in policies:

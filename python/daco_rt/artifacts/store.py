@@ -37,7 +37,8 @@ class ArtifactWriter:
     """What ``new_artifact`` yields. ``path`` is the folder to write in, ``target`` the one it becomes.
 
     Files may also be written straight under ``path``: whatever lies there at the end is hashed and owned,
-    and a sub-folder that is an artifact itself (``pack.save_to(writer.path / "pack")``) is recorded as a part.
+    and a sub-folder that is an artifact itself (``pack.save_to(writer.path / "pack")``) is recorded as a
+    part.
     """
 
     def __init__(self, path: Path, target: Path, kind: str) -> None:
@@ -55,7 +56,9 @@ class ArtifactWriter:
         """Put keys into the manifest: anything JSON can hold, NumPy scalars and arrays too."""
         taken = SHARED_KEYS & fields.keys()
         if taken:
-            raise ValueError(f"ArtifactWriter.set: {', '.join(sorted(taken))} is written by the artifact itself")
+            raise ValueError(
+                f"ArtifactWriter.set: {', '.join(sorted(taken))} is written by the artifact itself"
+            )
         self._fields.update(fields)
 
     def add_file(self, source: str | Path, rel: str) -> None:
@@ -66,7 +69,9 @@ class ArtifactWriter:
                 while block := file.read(1 << 20):
                     out.write(block)
         except FileNotFoundError as error:
-            raise ArtifactError(f"{source} does not exist; it was to become {rel} of {self.target}") from error
+            raise ArtifactError(
+                f"{source} does not exist; it was to become {rel} of {self.target}"
+            ) from error
 
     def add_bytes(self, rel: str, data: bytes) -> None:
         """Write bytes as a file of the artifact."""
@@ -95,8 +100,8 @@ class ArtifactWriter:
     def link(self, source: str | Path, rel: str, *, full_hash: bool = False) -> None:
         """Refer to a safetensors shard that belongs to somebody else: a hard link, or a copy across devices.
 
-        Size, header hash and a hash of 256 samples are recorded at once. ``full_hash`` also records the hash of
-        every byte, computed on another thread while the artifact is made (about 1.5 GB/s where the file is
+        Size, header hash and a hash of 256 samples are recorded at once. ``full_hash`` also records the hash
+        of every byte, computed on another thread while the artifact is made (about 1.5 GB/s where the file is
         in the page cache), which lets ``open_artifact(full=True)`` find any flipped bit.
 
         Raises
@@ -162,7 +167,9 @@ class ArtifactWriter:
             path = Path(entry.path)
             rel = path.relative_to(self.path).as_posix()
             if entry.is_symlink():
-                raise ArtifactError(f"{self.target}: {rel} is a symbolic link; an artifact holds only plain files")
+                raise ArtifactError(
+                    f"{self.target}: {rel} is a symbolic link; an artifact holds only plain files"
+                )
             if entry.is_dir():
                 if is_artifact(path):
                     parts[rel] = part_entry(path, read_manifest(path))

@@ -136,7 +136,9 @@ def header_sha256(path: Path, error: type[DacoError] = ArtifactError) -> str:
 def from_array(array: np.ndarray) -> TensorSource:
     """Describe an array in memory (or mapped) for ``write_safetensors``."""
     if array.dtype not in _NAMES:
-        raise TypeError(f"from_array: dtype {array.dtype} has no safetensors name; known: {', '.join(DTYPES)}")
+        raise TypeError(
+            f"from_array: dtype {array.dtype} has no safetensors name; known: {', '.join(DTYPES)}"
+        )
     return _NAMES[array.dtype], tuple(array.shape), lambda: array
 
 
@@ -174,7 +176,9 @@ def write_safetensors(
         raise ValueError("write_safetensors: a tensor name comes twice")
     for name, (dtype, _, _) in pairs:
         if dtype not in DTYPES:
-            raise ValueError(f"write_safetensors: dtype of '{name}' must be one of {', '.join(DTYPES)}, got {dtype}")
+            raise ValueError(
+                f"write_safetensors: dtype of '{name}' must be one of {', '.join(DTYPES)}, got {dtype}"
+            )
     order = sorted(sources, key=lambda name: (-DTYPES[sources[name][0]].itemsize, name))
     header: dict[str, Any] = {}
     end = 0
@@ -189,7 +193,7 @@ def write_safetensors(
         for name in order:
             for chunk in _chunks(name, sources[name]):
                 # bf16 has no buffer protocol; its bytes do.
-                file.write(memoryview(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)))
+                file.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
     return file
 
 
@@ -199,7 +203,9 @@ def _chunks(name: str, source: TensorSource) -> Iterator[np.ndarray]:
     whole = isinstance(made, np.ndarray)
     rows = 0
     for chunk in [made] if isinstance(made, np.ndarray) else made:
-        fits = chunk.shape == shape if whole else chunk.ndim == len(shape) > 0 and chunk.shape[1:] == shape[1:]
+        fits = (
+            chunk.shape == shape if whole else chunk.ndim == len(shape) > 0 and chunk.shape[1:] == shape[1:]
+        )
         if chunk.dtype != DTYPES[dtype] or not fits:
             raise ValueError(
                 f"write_safetensors: '{name}' was announced as {dtype} {list(shape)}, its producer gave "
@@ -208,7 +214,9 @@ def _chunks(name: str, source: TensorSource) -> Iterator[np.ndarray]:
         rows += 0 if whole else chunk.shape[0]
         yield chunk
     if not whole and rows != shape[0]:
-        raise ValueError(f"write_safetensors: '{name}' was announced with {shape[0]} rows, its producer gave {rows}")
+        raise ValueError(
+            f"write_safetensors: '{name}' was announced with {shape[0]} rows, its producer gave {rows}"
+        )
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -243,7 +251,7 @@ def _raw_header(path: Path, error: type[DacoError]) -> tuple[bytes, int]:
 def _parse_entry(path: Path, name: str, entry: Any, start: int, error: type[DacoError]) -> TensorRef:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        if type(dtype) is not str or not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
             raise ValueError
     except (KeyError, TypeError, ValueError) as reason:
         raise error(f"{path}: the header's entry of tensor '{name}' is damaged; restore the file") from reason

@@ -65,7 +65,7 @@ def _run_verify(arguments: argparse.Namespace) -> int:
         policy=arguments.policy,
         tokens=arguments.tokens,
         full=arguments.full,
-        compare=not arguments.no_model,
+        compare_model=not arguments.no_model,
     )
     if arguments.json:
         print_json(report.to_dict())
@@ -138,7 +138,5 @@ def _run_doctor(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([finding._asdict() for finding in findings])
     else:
-        print_table(
-            ("part", "state", "detail"), [f._asdict() for f in findings], ("part", "state", "detail")
-        )
+        print_table(("part", "state", "detail"), [f._asdict() for f in findings], ("part", "state", "detail"))
     return 1 if any(finding.state == "broken" for finding in findings) else 0

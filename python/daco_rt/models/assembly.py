@@ -158,20 +158,19 @@ def write_processor(
     folder: Path,
     *,
     chat_template: str,
-    begin: str,
+    begin: str | None,
     end: str,
     pad: str,
     unknown: str | None,
     max_length: int,
     end_ids: Sequence[int],
-    begin_id: int,
+    begin_id: int | None,
     pad_id: int,
 ) -> None:
     """Write the tokenizer, image processor, chat template and generation files beside ``tokenizer.json``."""
     (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-    tokens = {"bos_token": begin, "eos_token": end, "pad_token": pad}
-    if unknown is not None:
-        tokens["unk_token"] = unknown
+    named = {"bos_token": begin, "eos_token": end, "pad_token": pad, "unk_token": unknown}
+    tokens = {key: token for key, token in named.items() if token is not None}
     write_json(
         folder / "tokenizer_config.json",
         {
@@ -207,5 +206,9 @@ def write_processor(
     )
     write_json(
         folder / "generation_config.json",
-        {"bos_token_id": begin_id, "eos_token_id": list(end_ids), "pad_token_id": pad_id},
+        {
+            **({} if begin_id is None else {"bos_token_id": begin_id}),
+            "eos_token_id": list(end_ids),
+            "pad_token_id": pad_id,
+        },
     )

@@ -248,9 +248,7 @@ def _refuse_variants(config: Mapping[str, Any], kind: str) -> None:
         raise UnsupportedError(f"layer_types {', '.join(kinds)} not implemented; only full_attention is")
 
 
-def _rope(
-    config: Mapping[str, Any], kind: str, values: Mapping[str, Any], head_dim: int
-) -> dict[str, Any]:
+def _rope(config: Mapping[str, Any], kind: str, values: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     """The rotary fields of :class:`DecoderConfig` from either spelling of the settings."""
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     name = str(rope.get("rope_type", rope.get("type", "default")))

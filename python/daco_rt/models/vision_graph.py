@@ -1,8 +1,9 @@
 """An InternVL vision tower and projector as an ONNX graph: ``pixel_values`` → ``image_embeds``.
 
 Input ``pixel_values`` [tiles, channels, H, W], already normalised by the processor, in the graph's
-precision; output ``image_embeds`` [tiles, tokens, d]. H and W are fixed to the tower's image size: other sizes
-would need interpolated position embeddings, and the processor never makes them. The number of tiles is free.
+precision; output ``image_embeds`` [tiles, tokens, d]. H and W are fixed to the tower's image size: other
+sizes would need interpolated position embeddings, and the processor never makes them. The number of tiles is
+free.
 """
 
 from __future__ import annotations
@@ -61,9 +62,11 @@ class _VisionModel(Module):
         self.multi_modal_projector = _Projector(config, dtype)
 
     def forward(self, op: Any, pixels: ir.Value) -> ir.Value:
-        x = self.vision_tower(op, pixels)
-        x = op.Slice(x, [1], [self.config.grid**2 + 1], [1])  # drops the class token
-        return self.multi_modal_projector(op, _pixel_shuffle(op, x, self.config))
+        c = self.config
+        x = op.Reshape(self.vision_tower(op, pixels), [-1, c.grid**2 + 1, c.hidden_size])
+        x = op.Slice(x, [1], [c.grid**2 + 1], [1])  # drops the class token
+        x = self.multi_modal_projector(op, layers.to_rows(op, _pixel_shuffle(op, x, c), c.shuffled_width))
+        return op.Reshape(x, [-1, c.tokens, c.text_width])
 
 
 class _Tower(Module):
@@ -74,9 +77,11 @@ class _Tower(Module):
         # The closing norm is a layer norm even in towers whose blocks use RMS norms.
         norm = LayerNorm(config.hidden_size, config.layer_norm_eps, dtype) if config.final_norm else None
         self.layernorm = norm
+        self.width = config.hidden_size
 
     def forward(self, op: Any, pixels: ir.Value) -> ir.Value:
-        x = self.encoder(op, self.embeddings(op, pixels))
+        x = self.embeddings(op, pixels)
+        x = self.encoder(op, layers.to_rows(op, x, self.width), op.Shape(x, start=0, end=2))
         return x if self.layernorm is None else self.layernorm(op, x)
 
 
@@ -124,10 +129,12 @@ class _Encoder(Module):
     def __init__(self, config: VisionConfig, dtype: ir.DataType) -> None:
         super().__init__()
         self.layer = ModuleList([_Layer(config, dtype) for _ in range(config.layers)])
+        self.heads = (config.num_heads, config.hidden_size // config.num_heads)
 
-    def forward(self, op: Any, x: ir.Value) -> ir.Value:
+    def forward(self, op: Any, x: ir.Value, size: ir.Value) -> ir.Value:
+        heads = layers.shape_of(op, size, *self.heads)
         for layer in self.layer:
-            x = layer(op, x)
+            x = layer(op, x, heads)
         return x
 
 
@@ -143,8 +150,8 @@ class _Layer(Module):
         self.mlp = _Mlp(d, config.intermediate_size, config.hidden_act, dtype)
         self.lambda_2 = Parameter([d], dtype)
 
-    def forward(self, op: Any, x: ir.Value) -> ir.Value:
-        x = op.Add(x, op.Mul(self.attention(op, self.layernorm_before(op, x)), self.lambda_1))
+    def forward(self, op: Any, x: ir.Value, heads: ir.Value) -> ir.Value:
+        x = op.Add(x, op.Mul(self.attention(op, self.layernorm_before(op, x), heads), self.lambda_1))
         return op.Add(x, op.Mul(self.mlp(op, self.layernorm_after(op, x)), self.lambda_2))
 
 
@@ -152,7 +159,7 @@ class _Attention(Module):
     def __init__(self, config: VisionConfig, dtype: ir.DataType) -> None:
         super().__init__()
         d, bias = config.hidden_size, config.attention_bias
-        self.heads, self.width = config.num_heads, d // config.num_heads
+        self.width = d
         self.q_proj = Linear(d, d, dtype, bias=bias)
         self.k_proj = Linear(d, d, dtype, bias=bias)
         self.v_proj = Linear(d, d, dtype, bias=bias)
@@ -161,14 +168,13 @@ class _Attention(Module):
         self.q_norm = RMSNorm(d, _QK_EPSILON, dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(d, _QK_EPSILON, dtype) if config.qk_norm else None
 
-    def forward(self, op: Any, x: ir.Value) -> ir.Value:
+    def forward(self, op: Any, x: ir.Value, heads: ir.Value) -> ir.Value:
         q, k, v = self.q_proj(op, x), self.k_proj(op, x), self.v_proj(op, x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(op, q), self.k_norm(op, k)
-        q, k, v = (
-            layers.heads_first(op, layers.split_heads(op, t, self.heads, self.width)) for t in (q, k, v)
-        )
-        return self.projection_layer(op, layers.merge_heads(op, op.Attention(q, k, v)))
+        q, k, v = (layers.heads_first(op, op.Reshape(t, heads)) for t in (q, k, v))
+        y = layers.heads_first(op, op.Attention(q, k, v))
+        return self.projection_layer(op, layers.to_rows(op, y, self.width))
 
 
 class _Mlp(Module):

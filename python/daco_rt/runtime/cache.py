@@ -32,8 +32,8 @@ def cache_length(prompt: int, new_tokens: int, max_length: int) -> int:
         room = max_length - prompt
         mend = f"ask for at most {room} new tokens" if room > 0 else "shorten the prompt"
         raise DacoError(
-            f"the prompt has {prompt} tokens and {new_tokens} new ones are asked for, but this bundle's cache "
-            f"holds {max_length}; {mend}, or export with --max-length {needed} or more"
+            f"the prompt has {prompt} tokens and {new_tokens} new ones are asked for, but this bundle's "
+            f"cache holds {max_length}; {mend}, or export with --max-length {needed} or more"
         )
     return min(-(-needed // ROUND_TO) * ROUND_TO, max_length)
 

@@ -34,7 +34,11 @@ def open_image(source: ImageSource) -> Any:
     if isinstance(source, Image.Image):
         return ImageOps.exif_transpose(source).convert("RGB")
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] != 3):
+        if (
+            source.dtype != np.uint8
+            or source.ndim not in (2, 3)
+            or (source.ndim == 3 and source.shape[2] != 3)
+        ):
             raise DacoError(
                 "an image array must be uint8 with shape [H, W, 3] or [H, W], "
                 f"got {source.dtype} {list(source.shape)}"
@@ -43,7 +47,9 @@ def open_image(source: ImageSource) -> Any:
     if not isinstance(source, str | Path):
         raise DacoError(f"an image must be a path, a PIL image or an array, got {type(source).__name__}")
     if str(source).startswith(("http://", "https://", "data:")):
-        raise DacoError(f"{_short(source)} is an address: images are read from local files only; download it first")
+        raise DacoError(
+            f"{_short(source)} is an address: images are read from local files only; download it first"
+        )
     path = Path(source)
     if not path.is_file():
         raise DacoError(f"{path} is not a file: the image to read was not found there")

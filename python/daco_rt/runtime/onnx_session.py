@@ -10,15 +10,20 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daco_rt.errors import ArtifactError, DacoError, PolicyError
-from daco_rt.runtime.bundle import Bundle, open_bundle
-from daco_rt.runtime.cache import KvCache, cache_length
+from daco_rt.models.config import DecoderConfig
+from daco_rt.models.embedding import TokenEmbedding
+from daco_rt.runtime.cache import KvCache
 from daco_rt.runtime.telemetry import BlockRows
+
+if TYPE_CHECKING:
+    from daco_rt.artifacts import Pack
+    from daco_rt.artifacts.bundle import Bundle
 
 Library = Literal["auto", "require", "off"]
 _DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
@@ -63,6 +68,8 @@ class OnnxSession:
         Use the custom-op library if it is installed, insist on it, or run the portable functions.
     threads : int, optional
         Intra-op threads; by default ONNX Runtime's own choice.
+    verify : bool
+        Hash the bundle's own files before they are used (referenced shards by their header).
 
     Raises
     ------
@@ -74,30 +81,42 @@ class OnnxSession:
     Example
     -------
     >>> session = OnnxSession("bundle")                                       # doctest: +SKIP
-    >>> cache = session.new_cache(1, prompt=5, new_tokens=8)                  # doctest: +SKIP
+    >>> cache = session.new_cache(1, 64)                                      # doctest: +SKIP
     >>> step = session.prefill(cache, session.embed(ids), slots, [5])         # doctest: +SKIP
     >>> step.logits.shape                                                     # doctest: +SKIP
     (1, 1, 49152)
     """
 
     def __init__(
-        self, bundle: str | Path | Bundle, *, library: Library = "auto", threads: int | None = None
+        self,
+        bundle: str | Path | Bundle,
+        *,
+        library: Library = "auto",
+        threads: int | None = None,
+        verify: bool = True,
     ) -> None:
-        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        if isinstance(bundle, str | Path):
+            from daco_rt.artifacts.bundle import load_bundle
+
+            self.bundle: Bundle = load_bundle(bundle, verify=verify)
+        else:
+            self.bundle = bundle
         if threads is not None and threads < 1:
             raise DacoError(f"threads must be 1 or greater, got {threads}")
         self._threads = threads or 0
         path, reason = _pick_library(self.bundle, library)
         self._library = path
-        self._decoder = self._open("decoder.onnx")
+        self.config = DecoderConfig.from_dict(self.bundle.decoder)
+        self._decoder = self._open(self.bundle.decoder_path)
         self._vision: Any = None
         self._vision_lock = threading.Lock()
         self._inputs = {i.name: i for i in self._decoder.get_inputs()}
         self._outputs = [o.name for o in self._decoder.get_outputs()]
-        self._embedding = self.bundle.embedding()
+        table = self.bundle.embedding_ref()
+        self._embedding = TokenEmbedding(table.file, table.offset, table.shape, table.dtype)
         found = self._inputs["inputs_embeds"].type
         if found not in _DTYPES:
-            raise ArtifactError(f"{self.bundle.path / 'decoder.onnx'} takes {found}; this runtime feeds fp32 or fp16")
+            raise ArtifactError(f"{self.bundle.decoder_path} takes {found}; this runtime feeds fp32 or fp16")
         self.dtype = _DTYPES[found]
         self.blocks: tuple[int, ...] = tuple(
             int(n.split(".", 1)[1]) for n in self._outputs if n.startswith("doses.")
@@ -115,9 +134,9 @@ class OnnxSession:
         )
 
     @property
-    def vocab_size(self) -> int:
-        """Number of logits of a row."""
-        return self.bundle.decoder.vocab_size
+    def pack(self) -> Pack | None:
+        """The pack baked into the bundle; None if it was exported without one."""
+        return self.bundle.pack()
 
     @property
     def max_length(self) -> int:
@@ -126,7 +145,7 @@ class OnnxSession:
 
     def embed(self, ids: NDArray[np.integer]) -> np.ndarray:
         """Return the embeddings of token ids, shape ``ids.shape + (d,)``, in the activation dtype."""
-        return np.ascontiguousarray(self._embedding(np.asarray(ids)), dtype=self.dtype)
+        return self._embedding.lookup(ids, dtype=self.info.precision)
 
     def encode_images(self, pixel_values: NDArray[np.floating], *, tiles_at_once: int = 4) -> np.ndarray:
         """Return image embeddings [tiles, image_seq_length, d] of tiles [tiles, 3, H, W].
@@ -136,12 +155,11 @@ class OnnxSession:
         """
         with self._vision_lock:
             if self._vision is None:
-                if not (self.bundle.path / "vision.onnx").is_file():
+                if self.bundle.vision_path is None:
                     raise DacoError(
-                        f"{self.bundle.path} holds no vision.onnx: it was exported without its vision tower, "
-                        "so it cannot take images"
+                        f"{self.bundle.path} was exported without its vision tower, so it cannot take images"
                     )
-                self._vision = self._open("vision.onnx")
+                self._vision = self._open(self.bundle.vision_path)
         (declared,) = self._vision.get_inputs()
         wanted = _DTYPES.get(declared.type, np.dtype(np.float32))
         pixels = np.ascontiguousarray(pixel_values, dtype=wanted)
@@ -157,12 +175,12 @@ class OnnxSession:
         ]
         return np.concatenate(parts).astype(self.dtype, copy=False)
 
-    def new_cache(self, batch: int, *, prompt: int, new_tokens: int) -> KvCache:
-        """Return an empty cache with room for ``prompt`` + ``new_tokens`` positions a row."""
-        config = self.bundle.decoder
+    def new_cache(self, batch: int, length: int) -> KvCache:
+        """Return an empty cache of ``length`` positions (see `daco_rt.runtime.cache.cache_length`)."""
+        config = self.config
         return KvCache.allocate(
             batch,
-            cache_length(prompt, new_tokens, self.max_length),
+            length,
             layers=config.num_layers,
             kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
@@ -177,8 +195,9 @@ class OnnxSession:
         lengths: NDArray[np.integer],
         *,
         position_ids: NDArray[np.integer] | None = None,
+        chunk: int | None = None,
     ) -> Step:
-        """Run right-padded prompts and return the logits after each row's last token.
+        """Run right-padded prompts and return the logits [B, 1, V] after each row's last token.
 
         Parameters
         ----------
@@ -191,18 +210,42 @@ class OnnxSession:
             Tokens of each row; 1 to S.
         position_ids : int array, shape [P, B, S], optional
             Rotary positions; by default 0, 1, 2, … on every axis.
+        chunk : int, optional
+            Run at most this many positions at once, which bounds the memory of attention.
         """
-        n = np.asarray(lengths, np.int64)
-        if (n < 1).any() or (n > embeds.shape[1]).any():
-            raise ValueError(f"prefill: lengths must be within 1 and {embeds.shape[1]}, got {n.tolist()}")
-        step = self.forward(cache, embeds, slots, logits_at=n[:, None] - 1, position_ids=position_ids)
-        cache.lengths[:] = n
+        embeds, slots, n = np.asarray(embeds), np.asarray(slots), np.asarray(lengths, np.int64)
+        width = embeds.shape[1]
+        if n.shape != (cache.batch,) or (n < 1).any() or (n > width).any():
+            raise ValueError(
+                f"prefill: lengths must be {cache.batch} numbers within 1 and {width}, got {n.tolist()}"
+            )
         if position_ids is None:
-            cache.next_position[:] = n
-        else:
-            real = np.arange(embeds.shape[1])[None, :] < n[:, None]
-            cache.next_position[:] = np.where(real, np.asarray(position_ids).max(axis=0), -1).max(axis=1) + 1
-        return step
+            axes = self.config.position_axes
+            position_ids = np.broadcast_to(np.arange(width), (axes, cache.batch, width))
+        size = chunk or width
+        steps, logits = [], None
+        for start in range(0, width, size):
+            end = min(start + size, width)
+            last = n - 1 - start
+            cache.lengths[:] = start
+            step = self.forward(
+                cache,
+                embeds[:, start:end],
+                slots[:, start:end],
+                logits_at=np.clip(last, 0, end - start - 1)[:, None],
+                position_ids=position_ids[:, :, start:end],
+            )
+            logits = step.logits.copy() if logits is None else logits
+            here = (last >= 0) & (last < end - start)
+            logits[here] = step.logits[here]
+            steps.append({block: rows.copy() for block, rows in step.reports.items()})
+        cache.lengths[:] = n
+        real = np.arange(width)[None, :] < n[:, None]
+        cache.next_position[:] = np.where(real, np.asarray(position_ids).max(axis=0), -1).max(axis=1) + 1
+        assert logits is not None  # width >= 1, so the loop ran
+        return Step(
+            logits, {block: BlockRows.join([s[block] for s in steps], axis=1) for block in self.blocks}
+        )
 
     def decode(
         self,
@@ -254,7 +297,7 @@ class OnnxSession:
         """
         embeds = np.asarray(embeds)
         width = embeds.shape[1] if embeds.ndim == 3 else 0
-        expected = (cache.batch, width, self.bundle.decoder.hidden_size)
+        expected = (cache.batch, width, self.config.hidden_size)
         if embeds.shape != expected or width == 0:
             raise ValueError(f"forward: embeds must have shape {list(expected)}, got {list(embeds.shape)}")
         if int(cache.lengths.max()) + width > cache.length and width > 1:
@@ -288,19 +331,15 @@ class OnnxSession:
             raise ValueError(
                 f"forward: slots must be integers of shape {list(shape)}, got {found.dtype} {list(found.shape)}"
             )
-        if not self.blocks:
-            count = 1
-        else:
-            count = self.bundle.pack.slots_count if self.bundle.pack is not None else 2
+        count = 1 if self.pack is None else self.pack.slots_count
         if (found < 0).any() or (found >= count).any():
             bad = sorted(set(found[(found < 0) | (found >= count)].tolist()))
             raise PolicyError(f"policy slots {bad} are not in this bundle, which has slots 0 to {count - 1}")
         return found.astype(np.int32)
 
-    def _open(self, name: str) -> Any:
+    def _open(self, path: Path) -> Any:
         import onnxruntime
 
-        path = self.bundle.path / name
         if not path.is_file():
             raise ArtifactError(f"{path} is missing from the bundle; export it again")
         options = onnxruntime.SessionOptions()
@@ -336,7 +375,7 @@ class _Buffers:
     def __init__(self, session: OnnxSession, cache: KvCache, width: int, rows: int) -> None:
         import onnxruntime
 
-        batch, config = cache.batch, session.bundle.decoder
+        batch, config = cache.batch, session.config
         self.inputs: dict[str, np.ndarray] = {
             "inputs_embeds": np.zeros((batch, width, config.hidden_size), session.dtype),
             "position_ids": np.zeros((config.position_axes, batch, width), np.int64),
@@ -345,7 +384,9 @@ class _Buffers:
         }
         if "policy_slots" in session._inputs:
             self.inputs["policy_slots"] = np.zeros((batch, width), np.int32)
-        self.outputs: dict[str, np.ndarray] = {"logits": np.zeros((batch, rows, config.vocab_size), np.float32)}
+        self.outputs: dict[str, np.ndarray] = {
+            "logits": np.zeros((batch, rows, config.vocab_size), np.float32)
+        }
         k_out = session.bundle.k_out
         for block in session.blocks:
             self.outputs[f"doses.{block}"] = np.zeros((batch, width, 2), np.float32)

@@ -25,10 +25,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from daco_rt.artifacts.policy import POSITIONS
 from daco_rt.errors import PolicyError, did_you_mean
-
-POSITIONS: tuple[str, ...] = ("generated", "prompt", "image", "text", "all")
-"""The position rules, by name."""
 
 OFF_SLOT = 0
 OBSERVE_SLOT = 1
@@ -130,9 +128,7 @@ def token_slots(
     return out
 
 
-def _covered(
-    rule: str, rank: NDArray[np.int64], prompt: int, image: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def _covered(rule: str, rank: NDArray[np.int64], prompt: int, image: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if rule == "generated":
         return rank >= prompt - 1
     if rule == "prompt":
@@ -155,12 +151,12 @@ def _like(mask: ArrayLike | None, real: NDArray[np.bool_], name: str) -> NDArray
     return found
 
 
-def _per_row(
-    value: ArrayLike | None, batch: int, name: str, default: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _per_row(value: ArrayLike | None, batch: int, name: str, default: NDArray[np.int64]) -> NDArray[np.int64]:
     if value is None:
         return default
     found = np.asarray(value, dtype=np.int64).reshape(-1)
     if found.size != batch:
-        raise ValueError(f"token_slots: {name} must have one entry for each of {batch} rows, got {found.size}")
+        raise ValueError(
+            f"token_slots: {name} must have one entry for each of {batch} rows, got {found.size}"
+        )
     return found

@@ -114,15 +114,20 @@ class Processor:
         """
         if max_tiles is not None and max_tiles < 1:
             raise DacoError(f"max_tiles must be 1 or greater, got {max_tiles}")
-        messages, sources = ([], list(images)) if raw and isinstance(prompt, str) else _chat(prompt, images)
-        text = prompt if raw and isinstance(prompt, str) else self._render(messages)
+        if raw and not isinstance(prompt, str):
+            raise DacoError("a raw prompt must be a string; messages go through the chat template")
+        messages, sources = ([], list(images)) if raw else _chat(prompt, images)
+        text = str(prompt) if raw else self._render(messages)
         self._check_counts(text, len(sources))
         pictures = [open_image(s) for s in sources]
-        if not pictures:
-            ids = self._tokenise(text)
-            pixels = None
+        # A chat template writes the special tokens itself; a raw prompt gets those that the tokenizer adds.
+        options: dict[str, Any] = {"add_special_tokens": raw and not self._starts_with_bos(text)}
+        pixels = None
+        if pictures:
+            ids, pixels = self._with_images(text, pictures, options | self._tiling(max_tiles))
         else:
-            ids, pixels = self._with_images(text, pictures, max_tiles)
+            with self._lock:
+                ids = np.asarray(self.tokenizer(text, **options)["input_ids"], dtype=np.int64)
         if ids.size == 0:
             raise DacoError("the prompt is empty: it has no tokens")
         mask = ids == self.image_token_id if pixels is not None else np.zeros(ids.shape, np.bool_)
@@ -144,7 +149,8 @@ class Processor:
         owner = self._processor if getattr(self._processor, "chat_template", None) else self.tokenizer
         if not getattr(owner, "chat_template", None):
             raise DacoError(
-                f"{self.folder} has no chat template; pass the whole prompt as raw text, or add chat_template.jinja"
+                f"{self.folder} has no chat template; pass the whole prompt as raw text, "
+                "or add chat_template.jinja"
             )
         try:
             with self._lock:
@@ -160,26 +166,25 @@ class Processor:
         marked = text.count(self.image_token) if self.image_token else 0
         if marked != images:
             raise DacoError(
-                f"the prompt holds {marked} image placeholder(s) ({self.image_token}) but {images} image(s) came; "
-                "give one image for each placeholder"
+                f"the prompt holds {marked} image placeholder(s) ({self.image_token}) but {images} image(s) "
+                "came; give one image for each placeholder"
             )
 
-    def _tokenise(self, text: str) -> NDArray[np.int64]:
-        # A chat template writes the special tokens itself; a raw prompt is taken as it stands.
-        with self._lock:
-            return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+    def _starts_with_bos(self, text: str) -> bool:
+        bos = self.tokenizer.bos_token
+        return bool(bos) and text.startswith(bos)
+
+    def _tiling(self, max_tiles: int | None) -> dict[str, int]:
+        if max_tiles is None:
+            return {}
+        fewest = int(getattr(self._processor.image_processor, "min_patches", 1) or 1)
+        return {"max_patches": max_tiles, "min_patches": min(fewest, max_tiles)}
 
     def _with_images(
-        self, text: str, pictures: list[Any], max_tiles: int | None
+        self, text: str, pictures: list[Any], options: dict[str, Any]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        options: dict[str, Any] = {}
-        if max_tiles is not None:
-            fewest = int(getattr(self._processor.image_processor, "min_patches", 1) or 1)
-            options = {"max_patches": max_tiles, "min_patches": min(fewest, max_tiles)}
         with self._lock:
-            out = self._processor(
-                images=pictures, text=[text], return_tensors="np", add_special_tokens=False, **options
-            )
+            out = self._processor(images=pictures, text=[text], return_tensors="np", **options)
         ids = np.asarray(out["input_ids"][0], dtype=np.int64)
         return ids, np.ascontiguousarray(out["pixel_values"], dtype=np.float32)
 
@@ -219,7 +224,8 @@ def _chat(
         raise DacoError("the list of messages is empty")
     if waiting:
         raise DacoError(
-            f"{len(images)} image(s) came, but the messages hold image entries for {len(images) - len(waiting)}; "
+            f"{len(images)} image(s) came, but the messages hold image entries for "
+            f"{len(images) - len(waiting)}; "
             'add {"type": "image"} entries where they belong'
         )
     return messages, ordered
@@ -238,11 +244,14 @@ def _load(folder: Path) -> tuple[Any, Any]:
             return None, transformers.AutoTokenizer.from_pretrained(str(folder), **options)
         base = getattr(transformers, name, None)
         if base is None:
-            raise ArtifactError(f"{folder} names the processor class {name}, which this transformers does not have")
+            raise ArtifactError(
+                f"{folder} names the processor class {name}, which this transformers does not have"
+            )
         processor = _without_video(base).from_pretrained(str(folder), **options)
         return processor, processor.tokenizer
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as e:
-        raise ArtifactError(f"{folder} holds no tokenizer and processor that can be loaded: {e}") from e
+        reason = " ".join(str(e).split())
+        raise ArtifactError(f"{folder} holds no tokenizer and processor that can be loaded: {reason}") from e
 
 
 def _without_video(base: type) -> type:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from daco_rt.errors import DacoError
+
 Floats = NDArray[np.floating]
 
 
@@ -40,7 +42,9 @@ class Sampling:
     multiplied; 1 changes nothing."""
 
     def __post_init__(self) -> None:
-        _require(self.temperature >= 0 and np.isfinite(self.temperature), "temperature", ">= 0", self.temperature)
+        _require(
+            self.temperature >= 0 and np.isfinite(self.temperature), "temperature", ">= 0", self.temperature
+        )
         _require(self.top_k >= 0, "top_k", ">= 0", self.top_k)
         _require(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
         _require(0 <= self.min_p <= 1, "min_p", "in [0, 1]", self.min_p)
@@ -59,7 +63,7 @@ class Sampling:
 
 def _require(holds: bool, name: str, wanted: str, got: float) -> None:
     if not holds:
-        raise ValueError(f"sampling: {name} must be {wanted}, got {got}")
+        raise DacoError(f"sampling: {name} must be {wanted}, got {got}")
 
 
 def penalise_repetition(logits: Floats, seen: Sequence[int] | NDArray[np.integer], penalty: float) -> Floats:
@@ -122,7 +126,7 @@ def choose(
 
     Raises
     ------
-    ValueError
+    DacoError
         A logit is NaN, or none is finite (the model or a policy produced no usable row).
 
     Example
@@ -133,7 +137,7 @@ def choose(
     row = np.asarray(logits, dtype=np.float64)
     top = row.max()
     if not np.isfinite(top):
-        raise ValueError(
+        raise DacoError(
             "the model returned logits that are not finite for this row; check the checkpoint and the policy "
             "with `daco-rt verify`"
         )

@@ -7,7 +7,7 @@ operator decides from the gain and the deadband (``gain != 1`` and ``|c|·‖A�
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from daco_rt.artifacts import Pack, Policy
+    from daco_rt.artifacts import Pack
 
 
 class BlockRows(NamedTuple):
@@ -29,6 +29,30 @@ class BlockRows(NamedTuple):
     """Active atoms by strength, shape [..., k_out], padded with -1; None if the bundle has no support."""
     support_value: NDArray[np.float32] | None
     """Their codes, same shape, padded with 0."""
+
+    def copy(self) -> BlockRows:
+        """Return the same rows in memory of their own."""
+        return self.pick(slice(None))
+
+    def pick(self, rows: Any) -> BlockRows:
+        """Return some rows of the leading axis (an index, a slice or an index array), copied."""
+        index, value = self.support_index, self.support_value
+        return BlockRows(
+            np.array(self.doses[rows]),
+            None if index is None else np.array(index[rows]),
+            None if value is None else np.array(value[rows]),
+        )
+
+    @staticmethod
+    def join(parts: Sequence[BlockRows], axis: int = 0) -> BlockRows:
+        """Return runs of rows one after the other."""
+        indices = [p.support_index for p in parts if p.support_index is not None]
+        values = [p.support_value for p in parts if p.support_value is not None]
+        return BlockRows(
+            np.concatenate([p.doses for p in parts], axis),
+            np.concatenate(indices, axis) if indices else None,
+            np.concatenate(values, axis) if values else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -63,7 +87,6 @@ class ConceptBook:
 
     def __init__(self, pack: Pack) -> None:
         self.pack = pack
-        self._concepts = {c.index: c for c in pack.concepts}
         self._rows = {block: row for row, block in enumerate(pack.blocks)}
         self._norms: dict[int, dict[int, float]] = {block: {} for block in pack.blocks}
         self._operands: dict[int, dict[str, np.ndarray]] = {}
@@ -74,7 +97,7 @@ class ConceptBook:
 
     def name(self, index: int) -> str:
         """Return the concept behind an atom, or ``atom i`` if it has no name."""
-        concept = self._concepts.get(index)
+        concept = self.pack.concept(index)
         return concept.name if concept is not None else f"atom {index}"
 
     def active(self, block: int, slot: int, indices: np.ndarray, values: np.ndarray) -> list[ActiveConcept]:
@@ -100,7 +123,7 @@ class ConceptBook:
                 gain = float(operands["gain"][slot, i])
                 boosted = boost is not None and boost.size > 0 and float(boost[slot, i]) != 0
                 action = "removed" if gain < 1 else "amplified" if gain > 1 else "boosted" if boosted else ""
-            concept = self._concepts.get(i)
+            concept = self.pack.concept(i)
             label = concept.label if concept is not None else "neutral"
             found.append(ActiveConcept(i, self.name(i), label, value, strength, action))
         return found
@@ -156,9 +179,7 @@ class AnswerTelemetry:
         self.positions.extend((rows + first_position).tolist())
         self.token_ids.extend(np.asarray(token_ids)[rows].tolist())
         for block, found in reported.items():
-            self._blocks.setdefault(block, []).append(
-                BlockRows(*(None if a is None else np.array(a[rows]) for a in found))  # type: ignore[arg-type]
-            )
+            self._blocks.setdefault(block, []).append(found.pick(rows))
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -167,12 +188,7 @@ class AnswerTelemetry:
 
     def rows(self, block: int) -> BlockRows:
         """Return what ``block`` reported, with leading shape [rows]."""
-        parts = self._blocks[block]
-        columns: list[Any] = []
-        for name in BlockRows._fields:
-            arrays = [getattr(part, name) for part in parts]
-            columns.append(None if arrays[0] is None else np.concatenate(arrays))
-        return BlockRows(*columns)
+        return BlockRows.join(self._blocks[block])
 
     def active(self, block: int) -> list[list[ActiveConcept]]:
         """Return the active concepts of every row of ``block``, strongest first."""
@@ -220,11 +236,15 @@ class AnswerTelemetry:
         """
         if not self.positions:
             return f"policy {self.policy}: no token was steered"
-        found = self.summary()["removed"]
+        summary = self.summary()
+        if self.slot == 1:
+            verb, found = "observed", [c for c in summary["active"] if c["label"] == "undesirable"]
+        else:
+            verb, found = "removed", summary["removed"]
         if not found:
-            return f"policy {self.policy}: {len(self.positions)} tokens steered, no concept removed"
+            return f"policy {self.policy}: {len(self.positions)} tokens covered, nothing {verb}"
         rest = f", and {len(found) - limit} more" if len(found) > limit else ""
-        return "removed: " + ", ".join(f"{c['name']} ×{c['rows']}" for c in found[:limit]) + rest
+        return f"{verb}: " + ", ".join(f"{c['name']} ×{c['rows']}" for c in found[:limit]) + rest
 
     def to_json(self, token_text: Callable[[int], str] | None = None) -> dict[str, Any]:
         """Return the summary and every row, ready for ``json.dumps``; doses that are NaN become null."""
@@ -281,8 +301,12 @@ def _dose_summary(doses: NDArray[np.float32]) -> dict[str, Any]:
     finite = doses[np.isfinite(doses).all(axis=1)]
     count = len(finite)
     return {
-        "removed_dose": {"mean": float(finite[:, 0].mean()), "max": float(finite[:, 0].max())} if count else None,
-        "applied_dose": {"mean": float(finite[:, 1].mean()), "max": float(finite[:, 1].max())} if count else None,
+        "removed_dose": {"mean": float(finite[:, 0].mean()), "max": float(finite[:, 0].max())}
+        if count
+        else None,
+        "applied_dose": {"mean": float(finite[:, 1].mean()), "max": float(finite[:, 1].max())}
+        if count
+        else None,
         "edited_rows": int((finite[:, 1] > 0).sum()),
         "not_finite_rows": len(doses) - count,
     }
@@ -337,21 +361,3 @@ def telemetry_table(
             escape(", ".join(others[:concepts])),
         )
     return table
-
-
-def policy_slot(pack: Pack | None, name: str | None) -> tuple[str, int, str]:
-    """Return (name, slot, positions) of a policy; ``None`` means the pack's default one.
-
-    Raises
-    ------
-    PolicyError
-        The name is unknown, or a policy is asked of a bundle that has no steered block.
-    """
-    from daco_rt.errors import PolicyError
-
-    if pack is None:
-        if name not in (None, "off"):
-            raise PolicyError(f"policy '{name}' cannot be used: this bundle was exported without a pack; use 'off'")
-        return "off", 0, "all"
-    policy: Policy = pack.policy(pack.default_policy if name is None else name)
-    return policy.name, int(policy.slot), policy.positions

@@ -56,8 +56,8 @@ class StopStrings:
     """Finds stop strings in a stream of text pieces and never lets a part of one through.
 
     The longest suffix that could still become a stop string is held back until the next piece
-    decides. The text ends before the earliest stop string; at equal starts the order given decides nothing,
-    because the text before them is the same.
+    decides. Of several stop strings the one that is complete first counts (of two that end together the
+    longer), so the result does not depend on where token boundaries fall.
 
     Example
     -------
@@ -79,9 +79,9 @@ class StopStrings:
         if self.found is not None:
             return ""
         text = self._held + piece
-        hits = [(at, s) for s in self._stops if (at := text.find(s)) >= 0]
+        hits = [(at + len(s), at, s) for s in self._stops if (at := text.find(s)) >= 0]
         if hits:
-            at, self.found = min(hits)
+            _, at, self.found = min(hits)
             self._held = ""
             return text[:at]
         keep = self._suffix_that_may_stop(text)

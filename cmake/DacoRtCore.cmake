@@ -1,0 +1,33 @@
+# daco_core: validation, planning and the CPU kernels, free of any framework.
+
+include(csrc/sources.cmake)
+
+find_package(Git QUIET)
+set(DACO_RT_COMMIT "unknown")
+if(Git_FOUND AND EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/.git")
+  execute_process(
+    COMMAND "${GIT_EXECUTABLE}" describe --always --dirty --abbrev=12 --exclude=*
+    WORKING_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}"
+    OUTPUT_VARIABLE described RESULT_VARIABLE failed
+    OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  if(NOT failed)
+    set(DACO_RT_COMMIT "${described}")
+  endif()
+endif()
+
+set(DACO_RT_ISAS "scalar")
+if(DACO_CPU_AVX2_SOURCES)
+  string(APPEND DACO_RT_ISAS " avx2")
+endif()
+if(DACO_CPU_AVX512_SOURCES)
+  string(APPEND DACO_RT_ISAS " avx512")
+endif()
+
+add_library(daco_core STATIC ${DACO_CORE_SOURCES} ${DACO_CPU_SOURCES} ${DACO_CPU_AVX2_SOURCES}
+                             ${DACO_CPU_AVX512_SOURCES} csrc/adapters/operands.cpp)
+target_include_directories(daco_core PUBLIC csrc)
+
+# What every target of this project compiles with.
+add_library(daco_flags INTERFACE)
+target_compile_options(daco_flags INTERFACE -Wall -Wextra $<$<BOOL:${DACO_RT_WERROR}>:-Werror>)
+target_link_libraries(daco_core PRIVATE daco_flags)

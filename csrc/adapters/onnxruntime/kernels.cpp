@@ -1,0 +1,117 @@
+#include "adapters/onnxruntime/kernels.h"
+
+namespace daco::adapters {
+namespace {
+
+// Up to this many atoms the Gram matrix stays in fp32 (64 MB); above it fp16 halves what pursuit reads,
+// and codes are refitted in fp32 either way.
+constexpr int64_t kGramInFp32 = 4096;
+
+// The precomputed Gram matrix belongs to pursuit only.
+void attach_gram(const SteerPursuit& from, const char* gram, SteerPursuit* op) {
+  if (gram == nullptr || op->gram != nullptr) return;
+  op->gram = gram;
+  op->gram_dtype = from.gram_dtype;
+}
+void attach_gram(const SteerSae&, const char*, SteerSae*) {}
+
+// An output that the graph does not use is absent; null then.
+void* output(const Ort::KernelContext& context, size_t i, const std::vector<int64_t>& shape) {
+  if (i >= context.GetOutputCount()) return nullptr;
+  Ort::UnownedValue value = context.GetOutput(i, shape);
+  return value == nullptr ? nullptr : value.GetTensorMutableRawData();
+}
+
+}  // namespace
+
+template <class Op, size_t N>
+void Kernel<Op, N>::compute(OrtKernelContext* raw) const {
+  const Ort::KernelContext context(raw);
+  Tensor tensors[N];
+  Operand operands[N];
+  const size_t given = context.GetInputCount();
+  for (size_t i = 0; i < N && i < given; ++i) {
+    tensors[i] = Tensor(context.GetInput(i));
+    operands[i] = tensors[i].operand();
+  }
+  Op op = attributes_;
+  check(bind(operands, &op));
+  attach_gram(attributes_, gram_.get(), &op);
+
+  std::vector<int64_t> shape = tensors[0].shape();
+  op.out = output(context, kOutZ, shape);
+  shape.back() = 2;
+  op.doses = static_cast<float*>(output(context, kOutDoses, shape));
+  shape.back() = op.k_out;
+  op.support_index = static_cast<int32_t*>(output(context, kOutIndex, shape));
+  op.support_value = static_cast<float*>(output(context, kOutValue, shape));
+
+  // Results that nobody asked for still need a place: the core writes doses always, and the two halves of
+  // the support together.
+  const auto rows = static_cast<size_t>(op.rows);
+  size_t spare_doses = op.doses == nullptr ? rows * 2 : 0, spare_support = 0;
+  if (op.support_index == nullptr && op.support_value == nullptr)
+    op.k_out = 0;
+  else if (op.support_index == nullptr || op.support_value == nullptr)
+    spare_support = rows * static_cast<size_t>(op.k_out);
+
+  const Executor executor = intra_op_threads(context);
+  Plan plan;
+  check(cpu::plan(op, executor.threads, &plan));
+  if (op.rows == 0) return;
+  const auto block = arena_.take(plan.workspace_bytes + (spare_doses + spare_support) * sizeof(float));
+  char* memory = static_cast<char*>(block.data());
+  auto* spare = reinterpret_cast<float*>(memory + plan.workspace_bytes);
+  if (spare_doses > 0) op.doses = spare;
+  if (spare_support > 0 && op.support_index == nullptr)
+    op.support_index = reinterpret_cast<int32_t*>(spare + spare_doses);
+  else if (spare_support > 0)
+    op.support_value = spare + spare_doses;
+  check(cpu::steer(op, plan, plan.workspace_bytes == 0 ? nullptr : memory, executor));
+}
+
+template class Kernel<SteerSae, kSaeInputs>;
+template class Kernel<SteerPursuit, kPursuitInputs>;
+
+SaeKernel::SaeKernel(const OrtKernelInfo* raw) : Kernel(raw) {
+  const Ort::ConstKernelInfo info(raw);
+  SteerSae& op = attributes_;
+  check(parse_attribute(kName, attribute<std::string>(info, kName, "coder").c_str(), &op.coder));
+  check(check_count(kName, "k", attribute<int64_t>(info, kName, "k"), op.coder == SaeCoder::kTopK ? 1 : 0,
+                    &op.k));
+  check(check_count(kName, "k_out", attribute<int64_t>(info, kName, "k_out"), 0, &op.k_out));
+}
+
+PursuitKernel::PursuitKernel(const OrtKernelInfo* raw) : Kernel(raw) {
+  const Ort::ConstKernelInfo info(raw);
+  SteerPursuit& op = attributes_;
+  check(parse_attribute(kName, attribute<std::string>(info, kName, "coder").c_str(), &op.coder));
+  check(parse_attribute(kName, attribute<std::string>(info, kName, "sign").c_str(), &op.sign));
+  check(check_count(kName, "k", attribute<int64_t>(info, kName, "k"), 1, &op.k));
+  check(check_count(kName, "k_out", attribute<int64_t>(info, kName, "k_out"), 0, &op.k_out));
+  op.tol = attribute<float>(info, kName, "tol");
+  op.tau = attribute<float>(info, kName, "tau");
+  op.alpha = attribute<float>(info, kName, "alpha");
+  precompute_gram(info);
+}
+
+// Without a `gram` input, and with both matrices constant, the Gram matrix is built here once instead of
+// correlations being recomputed at every step of every row.
+void PursuitKernel::precompute_gram(const Ort::ConstKernelInfo& info) {
+  const bool given = info.GetInputCount() > kPursuitGram && !info.GetInputName(kPursuitGram).empty();
+  if (given || info.GetInputCount() <= kPursuitAtoms) return;
+  int e_constant = 0, a_constant = 0;
+  const Tensor e(info.GetTensorConstantInput(kPursuitAnalysis, &e_constant));
+  const Tensor a(info.GetTensorConstantInput(kPursuitAtoms, &a_constant));
+  if (!e_constant || !a_constant) return;
+  DType weight;
+  int64_t m = 0, d = 0;
+  check(bind_gram(e.operand(), a.operand(), &weight, &m, &d));
+  attributes_.gram_dtype = m <= kGramInFp32 ? DType::kF32 : DType::kF16;
+  gram_.reset(new char[static_cast<size_t>(m) * static_cast<size_t>(m) * size_of(attributes_.gram_dtype)]);
+  // A session under construction lends no threads.
+  check(cpu::build_gram(e.operand().data, a.operand().data, weight, m, d, gram_.get(), attributes_.gram_dtype,
+                        Executor::serial()));
+}
+
+}  // namespace daco::adapters

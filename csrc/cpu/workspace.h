@@ -1,0 +1,75 @@
+// Where every buffer of a call lies in the caller's workspace: computed here for planning and running alike.
+#pragma once
+
+#include <cstddef>
+
+#include "cpu/edit.h"
+#include "cpu/pursuit.h"
+
+namespace daco {
+namespace cpu {
+
+constexpr int64_t kWindowRows = 4096;  // rows that are looked at together to find those that need a code
+constexpr int64_t kBlockRows = 64;     // rows that are coded together; bounds the workspace
+constexpr int32_t kMaxThreads = 256;
+
+// The sizes that decide the layout. Zero leaves a buffer out.
+struct Sizes {
+  int64_t window = 0;  // min(T, kWindowRows)
+  int64_t block = 0;   // min(T, kBlockRows)
+  int64_t workers = 0;
+  int64_t dim = 0;
+  int64_t correlations = 0;  // pre-activations a row
+  int64_t watched = 0;       // m, for coders that compute watched latents only
+  int64_t codes = 0;         // room for a code
+  bool selects = false;      // a code is selected into buffers of its own
+  bool reports = false;      // k_out > 0
+  int32_t pursuit = 0;       // k of a pursuit
+  int64_t gram_row = 0;      // m, for a pursuit with a Gram matrix
+  int64_t barred = 0;        // words of a pursuit without one
+};
+
+Sizes sizes_of(const SteerSae& op, int threads);
+Sizes sizes_of(const SteerPursuit& op, int threads, bool has_gram);
+
+// What one task at a time uses.
+struct Worker {
+  SparseCode code;
+  float* select;
+  EditScratch edit;
+  PursuitScratch pursuit;
+};
+
+class Workspace {
+ public:
+  Workspace(const Sizes& sizes, void* base);
+
+  size_t bytes() const { return bytes_; }
+  Worker worker(int64_t i) const;
+  Pursuit pursuit(int64_t i) const;  // fresh, with its buffers set
+
+  uint8_t* needs_code;  // [window]
+  int32_t* row;         // [window] rows of the window that need a code
+  double* norm;         // [block]
+  const float** x;      // [block] rows in fp32
+  float** correlation;  // [block] pre-activations or correlations
+  const float** alive;  // [block] residuals of the rows that a pursuit goes on with
+  float** alive_y;      // [block] and where their correlations go
+  Pursuit* pursuits;    // [block]
+  int32_t* watched;     // [m] list
+  uint8_t* seen;        // [m]
+  float* rows;          // [block, d] what x points to
+  float* residuals;     // [block, d]
+  float* correlations;  // [block, correlations]
+
+ private:
+  Sizes sizes_;
+  size_t worker_bytes_;
+  size_t pursuit_bytes_;
+  char* workers_;
+  char* pursuit_buffers_;
+  size_t bytes_;
+};
+
+}  // namespace cpu
+}  // namespace daco

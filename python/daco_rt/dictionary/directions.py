@@ -1,0 +1,290 @@
+"""Contrastive directions: what a concept's word adds to the residual stream, beyond what any word adds.
+
+For each concept c, block and its short texts, the stream is read at the tokens of the concept's word:
+
+    D_c = mean over the readings of c  −  mean over the readings of all other concepts
+
+Residual streams hold a few positions of enormous norm. Three rules keep them out: position 0 is never
+read, a token whose norm exceeds four times the block's median is dropped, and whoever codes with the
+atoms first subtracts the mean of ordinary text, which is measured here too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from daco_rt.artifacts import Concept, ConceptDictionary, ModelIdentity, save_dictionary
+from daco_rt.concepts import ORDINARY_TEXTS, ConceptEntry, stimuli_for
+from daco_rt.errors import DacoError, UnsupportedError
+from daco_rt.progress import progress as show
+
+NORM_LIMIT = 4.0
+_PATHS = ("model.language_model", "language_model.model", "language_model", "model", "")
+
+
+@dataclass
+class Directions:
+    """Directions of N concepts at some blocks.
+
+    Attributes
+    ----------
+    atoms : dict of int to numpy.ndarray
+        block → [N, d] ``float32``, rows of unit norm.
+    norms : dict of int to numpy.ndarray
+        block → [N] ``float32``, the length each row had.
+    means : dict of int to numpy.ndarray
+        block → [d] ``float32``, mean of the stream over ordinary text.
+    median_norm : dict of int to float
+        block → median norm of the stream over ordinary text.
+    readings : int
+        Number of texts read.
+    rejected : dict of int to int
+        block → word tokens dropped for their norm.
+    """
+
+    atoms: dict[int, np.ndarray] = field(default_factory=dict)
+    norms: dict[int, np.ndarray] = field(default_factory=dict)
+    means: dict[int, np.ndarray] = field(default_factory=dict)
+    median_norm: dict[int, float] = field(default_factory=dict)
+    readings: int = 0
+    rejected: dict[int, int] = field(default_factory=dict)
+
+
+def build_dictionary(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    concepts: Sequence[ConceptEntry],
+    blocks: Sequence[int],
+    output: str | Path,
+    *,
+    identity: ModelIdentity,
+    batch_tokens: int = 1024,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> ConceptDictionary:
+    """Measure the concepts' directions on ``model`` and write them as a dictionary of fp16 atoms.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A Hugging Face causal or image-text model.
+    tokenizer : transformers fast tokenizer
+        The model's own.
+    concepts : sequence of ConceptEntry
+        At least two.
+    blocks : sequence of int
+        0-based decoder blocks whose outputs are read.
+    output : path
+        The folder to make.
+    identity : ModelIdentity
+        Of the model's checkpoint.
+    batch_tokens : int
+        Tokens in one forward pass, padding included.
+    overwrite : bool
+        Whether an existing dictionary is replaced.
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    ConceptDictionary
+
+    Raises
+    ------
+    ArtifactError
+        If the folder may not be written.
+    DacoError
+        If a concept could not be read, or a block does not exist.
+    """
+    found = measure_directions(
+        model, tokenizer, concepts, blocks, batch_tokens=batch_tokens, progress=progress
+    )
+    table = [
+        Concept(i, entry.name, entry.label, entry.group, gloss=entry.gloss, source="built-in list")
+        for i, entry in enumerate(concepts)
+    ]
+    recipe = {
+        "direction": "mean over the word's readings minus mean over all other concepts' readings, unit norm",
+        "position": "tokens of the word",
+        "centre": "mean of ordinary text",
+        "norm_limit": NORM_LIMIT,
+        "readings": found.readings,
+        "rejected": {str(block): count for block, count in found.rejected.items()},
+        "norms": {str(block): [round(float(n), 4) for n in norms] for block, norms in found.norms.items()},
+    }
+    return save_dictionary(
+        output,
+        model=identity,
+        atoms={block: atoms.astype(np.float16) for block, atoms in found.atoms.items()},
+        means=found.means,
+        median_norm=found.median_norm,
+        concepts=table,
+        recipe=recipe,
+        overwrite=overwrite,
+    )
+
+
+def measure_directions(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    concepts: Sequence[ConceptEntry],
+    blocks: Sequence[int],
+    *,
+    batch_tokens: int = 1024,
+    progress: bool = True,
+) -> Directions:
+    """Measure the concepts' directions without writing anything; arguments as in ``build_dictionary``."""
+    text = _text_model(model)
+    wanted = sorted({int(block) for block in blocks})
+    count = len(text.layers)
+    bad = [block for block in wanted if not 0 <= block < count]
+    if bad or not wanted:
+        raise DacoError(f"blocks must be one or more of 0 to {count - 1}, got {list(blocks)}")
+    if len(concepts) < 2:
+        raise DacoError(f"directions need at least two concepts to contrast, got {len(concepts)}")
+
+    found = Directions()
+    for block, rows in _ordinary(text, tokenizer, wanted, batch_tokens).items():
+        norms = np.linalg.norm(rows, axis=1)
+        found.median_norm[block] = float(np.median(norms))
+        found.means[block] = rows[norms <= NORM_LIMIT * found.median_norm[block]].mean(axis=0).astype(np.float32)
+
+    owners, texts, spans = [], [], []
+    for owner, entry in enumerate(concepts):
+        for stimulus in stimuli_for(entry):
+            owners.append(owner)
+            texts.append(stimulus.text)
+            spans.append((stimulus.start, stimulus.end))
+    found.readings = len(texts)
+    found.rejected = dict.fromkeys(wanted, 0)
+    width = found.means[wanted[0]].shape[0]
+    sums = {block: np.zeros((len(concepts), width)) for block in wanted}
+    counts = {block: np.zeros(len(concepts)) for block in wanted}
+    bar = show("reading concepts", len(texts), unit="texts") if progress else contextlib.nullcontext(lambda _: None)
+    with bar as advance:
+        for index, offsets, streams in _run(text, tokenizer, texts, wanted, batch_tokens, advance):
+            tokens = _word_tokens(offsets, *spans[index])
+            for block, stream in streams.items():
+                rows = stream[tokens].astype(np.float64)
+                keep = np.linalg.norm(rows, axis=1) <= NORM_LIMIT * found.median_norm[block]
+                found.rejected[block] += int((~keep).sum())
+                if keep.any():
+                    sums[block][owners[index]] += rows[keep].mean(axis=0)
+                    counts[block][owners[index]] += 1
+    for block in wanted:
+        found.atoms[block], found.norms[block] = _contrast(sums[block], counts[block], concepts, block)
+    return found
+
+
+def _contrast(
+    sums: np.ndarray, counts: np.ndarray, concepts: Sequence[ConceptEntry], block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    missing = np.flatnonzero(counts == 0)
+    if missing.size:
+        raise DacoError(
+            f"concept {concepts[missing[0]].name!r} could not be read at block {block}: each of its readings is a "
+            "massive activation; remove it from the list or choose another block"
+        )
+    own = sums / counts[:, None]
+    others = (sums.sum(axis=0) - sums) / (counts.sum() - counts)[:, None]
+    directions = own - others
+    norms = np.linalg.norm(directions, axis=1)
+    flat = np.flatnonzero(norms == 0)
+    if flat.size:
+        raise DacoError(f"concept {concepts[flat[0]].name!r} has no direction at block {block}; remove it from the list")
+    return (directions / norms[:, None]).astype(np.float32), norms.astype(np.float32)
+
+
+def _ordinary(text: torch.nn.Module, tokenizer: Any, blocks: list[int], batch_tokens: int) -> dict[int, np.ndarray]:
+    rows: dict[int, list[np.ndarray]] = {block: [] for block in blocks}
+    for _, _, streams in _run(text, tokenizer, ORDINARY_TEXTS, blocks, batch_tokens, lambda _: None):
+        for block, stream in streams.items():
+            rows[block].append(stream[1:])
+    return {block: np.concatenate(parts).astype(np.float64) for block, parts in rows.items()}
+
+
+def _word_tokens(offsets: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
+    """Return the tokens that overlap the characters [start, end), never token 0."""
+    return [i for i, (a, b) in enumerate(offsets) if i > 0 and a < end and b > start]
+
+
+class _Enough(Exception):
+    """Leaves the forward pass once the last wanted block has been read."""
+
+
+def _run(
+    text: torch.nn.Module,
+    tokenizer: Any,
+    texts: Sequence[str],
+    blocks: list[int],
+    batch_tokens: int,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[int, Sequence[tuple[int, int]], dict[int, np.ndarray]]]:
+    """Yield (index of the text, token offsets, block → [tokens, d] fp32), texts of equal length together."""
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    device = next(text.parameters()).device
+    with torch.inference_mode(), _reading(text, blocks) as seen:
+        for batch in _batches([len(row) for row in ids], batch_tokens):
+            longest = max(len(ids[i]) for i in batch)
+            # Padding goes to the right, where causal attention keeps it from what is read.
+            padded = torch.zeros((len(batch), longest), dtype=torch.long)
+            for row, i in enumerate(batch):
+                padded[row, : len(ids[i])] = torch.tensor(ids[i])
+            with contextlib.suppress(_Enough):
+                text(input_ids=padded.to(device), use_cache=False)
+            for row, i in enumerate(batch):
+                yield i, offsets[i], {block: seen[block][row, : len(ids[i])].float().cpu().numpy() for block in blocks}
+            advance(len(batch))
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        # Lengths rise, so the newest text is the longest of its batch.
+        if batch and lengths[i] * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@contextlib.contextmanager
+def _reading(text: Any, blocks: list[int]) -> Iterator[dict[int, torch.Tensor]]:
+    seen: dict[int, torch.Tensor] = {}
+
+    def hook(block: int) -> Callable[..., None]:
+        def read(_module: torch.nn.Module, _args: Any, output: Any) -> None:
+            seen[block] = output[0] if isinstance(output, tuple) else output
+            if block == blocks[-1]:
+                raise _Enough
+
+        return read
+
+    handles = [text.layers[block].register_forward_hook(hook(block)) for block in blocks]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _text_model(model: torch.nn.Module) -> Any:
+    """Return the module that holds the decoder's ``layers`` and ``embed_tokens``."""
+    for path in _PATHS:
+        with contextlib.suppress(AttributeError):
+            module = model.get_submodule(path)
+            if isinstance(getattr(module, "layers", None), torch.nn.ModuleList) and hasattr(module, "embed_tokens"):
+                return module
+    raise UnsupportedError(
+        f"{type(model).__name__} has no decoder blocks at model.language_model.layers or model.layers; "
+        "pass a Hugging Face causal or image-text model"
+    )

@@ -1,0 +1,292 @@
+"""The steering operators on torch tensors.
+
+Importing this module loads the compiled library and registers the shape functions that
+``torch.compile`` and ``torch.export`` trace with. The operators compute a decision, not a smooth
+function: they have no derivative and refuse inputs that ask for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from daco_rt import _native
+from daco_rt.ops import checks
+from daco_rt.ops.reference import Steered
+
+_native.load_torch_library()
+
+_NAMES = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.int32: "int32",
+    torch.bool: "bool",
+}
+
+
+def steer_sae(
+    z: Tensor,
+    slots: Tensor,
+    enc: Tensor,
+    enc_bias: Tensor,
+    dec: Tensor,
+    *,
+    gain: Tensor,
+    undesirable: Tensor,
+    shift: Tensor,
+    limits: Tensor,
+    threshold: Tensor | None = None,
+    boost: Tensor | None = None,
+    scales: Tensor | None = None,
+    coder: str = "topk",
+    k: int = 32,
+    k_out: int = 0,
+) -> Steered:
+    """Steer activations by the code of a sparse autoencoder.
+
+    Every row z_t with slot p is coded, ``c = code(enc @ z_t + enc_bias)``, and moved by the gains,
+    boosts and shift of policy p along the rows of ``dec``, within that policy's limits; the part of
+    z_t that the code does not explain stays as it is.
+
+    Parameters
+    ----------
+    z : [..., d], fp32 | fp16 | bf16
+        Activations. Rows may be strided (a slice of a longer sequence is not copied).
+    slots : [...], int32
+        Policy of each row: 0 off (copied bit for bit), 1 observe (reported, copied bit for bit), from 2
+        on the loaded policies. Outside [0, P): the row becomes NaN.
+    enc, dec : [m, d], fp32 | fp16 | bf16, both the same
+        Encoder and decoder, one latent a row. Decoder rows need not have unit norm.
+    enc_bias : [m], fp32
+    gain : [P, m], fp32
+        Factor on each code; 1 leaves it, 0 removes it. Rows 0 and 1 are ignored.
+    undesirable : [P, m], bool
+        Latents whose strength the removed dose sums; row 1 is what observe mode reports.
+    shift : [P, d], fp32
+        Added to every row, in the units of z.
+    limits : [P, 4], fp32
+        ``(theta, max_dose, keep_norm, 0)``: codes with |c|·‖dec_i‖ ≤ theta (units of z) are left alone;
+        the edit is shortened to max_dose·‖z‖ if max_dose > 0; the norm of z is restored if keep_norm ≠ 0.
+    threshold : [m], fp32, optional
+        Of ``jumprelu``: latents at or below it are off.
+    boost : [P, m], fp32, optional
+        Added to each active code.
+    scales : optional
+        Reserved for quantised weights; must be None.
+    coder : "topk" | "relu" | "jumprelu" | "none"
+        ``topk`` reads all of enc; ``relu`` and ``jumprelu`` only the latents that some policy edits or
+        reports, so they are cheaper; ``none`` reads neither matrix and adds the shift.
+    k : int
+        Codes that ``topk`` keeps, 1 ≤ k ≤ m.
+    k_out : int
+        Width of the reported support; 0 reports none.
+
+    Returns
+    -------
+    Steered
+        ``z`` like the input; ``doses [..., 2]`` fp32, removed and applied, relative to ‖z‖ (NaN for a row
+        that could not be steered); ``support_index [..., k_out]`` int32 padded with -1 and
+        ``support_value [..., k_out]`` fp32, ranked by |c|·‖dec_i‖.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A dtype, or a shape or range, is wrong; the message names the argument.
+    NotImplementedError
+        The tensors are not on the CPU, or ask for gradients.
+
+    Example
+    -------
+    >>> import torch
+    >>> eye = torch.eye(2)
+    >>> gain = torch.tensor([[1.0, 1], [1, 1], [0, 1]])
+    >>> steer_sae(torch.tensor([[3.0, 4.0]]), torch.tensor([2], dtype=torch.int32), eye, torch.zeros(2), eye,
+    ...           gain=gain, undesirable=gain < 1, shift=torch.zeros(3, 2), limits=torch.zeros(3, 4), k=2).z
+    tensor([[0., 4.]])
+    """
+    threshold, boost, scales = _given(threshold), _given(boost), _given(scales)
+    policies = checks.Policies(gain, boost, undesirable, shift, limits, scales)
+    checks.check_sae(_dtype, z, slots, enc, enc_bias, dec, threshold, policies, coder, k, k_out)
+    _check_tensors(
+        "steer_sae",
+        (z, slots, enc, enc_bias, dec, threshold, gain, boost, undesirable, shift, limits),
+    )
+    empty = gain.new_empty(0)
+    return Steered(
+        *torch.ops.daco.steer_sae(
+            z, slots, enc, enc_bias, dec, empty if threshold is None else threshold, gain,
+            empty if boost is None else boost, undesirable, shift, limits, empty,
+            coder=coder, k=k, k_out=k_out,
+        )
+    )  # fmt: skip
+
+
+def steer_pursuit(
+    z: Tensor,
+    slots: Tensor,
+    analysis: Tensor,
+    bias: Tensor,
+    atoms: Tensor,
+    *,
+    gain: Tensor,
+    undesirable: Tensor,
+    shift: Tensor,
+    limits: Tensor,
+    gram: Tensor | None = None,
+    boost: Tensor | None = None,
+    scales: Tensor | None = None,
+    coder: str = "omp",
+    k: int = 32,
+    sign: str = "positive",
+    tol: float = 0.0,
+    tau: float = 0.95,
+    alpha: float = 0.05,
+    k_out: int = 0,
+) -> Steered:
+    """Steer activations by a sparse decomposition over a dictionary.
+
+    Like :func:`steer_sae`, with codes from orthogonal matching pursuit: correlations
+    ``analysis @ z_t + bias`` pick at most k rows of ``atoms``, whose coefficients are refitted by least
+    squares after every pick.
+
+    Parameters
+    ----------
+    z, slots, gain, undesirable, shift, limits, boost, scales, k_out
+        As in :func:`steer_sae`, with m the number of atoms.
+    analysis, atoms : [m, d], fp32 | fp16 | bf16, both the same
+        E and A; the same matrix for plain pursuit, different ones for pursuit in a metric.
+    bias : [m], fp32
+    gram : [m, m], fp32 | fp16, optional
+        ``build_gram(analysis, atoms)``. Without it every step of every row reads the atoms again, up to k
+        times slower; it costs 4 or 2 bytes per pair of atoms. fp16 serves selection, coefficients are fp32.
+    coder : "omp"
+    k : int
+        Largest support, 1 ≤ k ≤ min(m, 64).
+    sign : "positive" | "signed" | "nnls"
+        Pick by the largest correlation and edit positive codes only; pick by absolute value; or solve
+        non-negative least squares at every refit (slower).
+    tol : float
+        Stop when the residual's norm (not squared) is at most tol·‖z‖; 0 never stops early.
+    tau, alpha : float
+        Of the elastic net, which has no kernel in this version.
+
+    Returns
+    -------
+    Steered
+        As :func:`steer_sae` returns it.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As :func:`steer_sae`.
+
+    Example
+    -------
+    >>> import torch
+    >>> atoms = torch.eye(3)
+    >>> gain = torch.ones(3, 3)
+    >>> gain[2, 1] = 0.0
+    >>> steer_pursuit(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([2], dtype=torch.int32), atoms,
+    ...               torch.zeros(3), atoms, gain=gain, undesirable=gain < 1, shift=torch.zeros(3, 3),
+    ...               limits=torch.zeros(3, 4), k=2).z
+    tensor([[0., 0., 1.]])
+    """
+    gram, boost, scales = _given(gram), _given(boost), _given(scales)
+    policies = checks.Policies(gain, boost, undesirable, shift, limits, scales)
+    checks.check_pursuit(
+        _dtype, z, slots, analysis, bias, gram, atoms, policies, coder, k, sign, tol, k_out
+    )
+    _check_tensors(
+        "steer_pursuit",
+        (z, slots, analysis, bias, gram, atoms, gain, boost, undesirable, shift, limits),
+    )
+    empty = gain.new_empty(0)
+    return Steered(
+        *torch.ops.daco.steer_pursuit(
+            z, slots, analysis, bias, empty if gram is None else gram, atoms, gain,
+            empty if boost is None else boost, undesirable, shift, limits, empty,
+            coder=coder, k=k, sign=sign, tol=tol, tau=tau, alpha=alpha, k_out=k_out,
+        )
+    )  # fmt: skip
+
+
+def build_gram(analysis: Tensor, atoms: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return ``analysis @ atoms.T``, [m, m], accumulated in fp32: the ``gram`` of :func:`steer_pursuit`.
+
+    Parameters
+    ----------
+    analysis, atoms : [m, d], fp32 | fp16 | bf16, both the same
+    dtype : torch.float32 | torch.float16
+        Of the result. fp16 halves its size and changes only which of two nearly equal atoms is picked.
+
+    Example
+    -------
+    >>> import torch
+    >>> build_gram(torch.eye(2), torch.eye(2))
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    checks.check_gram(_dtype, analysis, atoms, _NAMES.get(dtype, str(dtype)))
+    _check_tensors("build_gram", (analysis, atoms))
+    return torch.ops.daco.build_gram(analysis, atoms, dtype=dtype)
+
+
+def _dtype(x: Any) -> str:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"daco_rt.ops: operands must be torch tensors, got {type(x).__name__}")
+    return _NAMES.get(x.dtype, str(x.dtype).removeprefix("torch."))
+
+
+def _given(x: Tensor | None) -> Tensor | None:
+    """An operand without elements is an absent one, as in every other host of the operators."""
+    return None if x is None or x.numel() == 0 else x
+
+
+def _check_tensors(op: str, tensors: Iterable[Tensor | None]) -> None:
+    grad = torch.is_grad_enabled()
+    for x in tensors:
+        if x is None:
+            continue
+        if x.device.type not in ("cpu", "meta"):
+            raise NotImplementedError(
+                f"{op}: tensors must be on the CPU, got {x.device}: this build has no CUDA kernels"
+            )
+        if grad and x.requires_grad:
+            raise NotImplementedError(
+                f"{op}: the operator has no derivative, but an operand requires grad;"
+                " call it under torch.no_grad() or pass detached tensors"
+            )
+
+
+@torch.library.register_fake("daco::steer_sae")
+def _steer_sae_shapes(
+    z, slots, enc, enc_bias, dec, threshold, gain, boost, undesirable, shift, limits, scales, *, coder, k, k_out
+):  # fmt: skip
+    return _output_shapes(z, k_out)
+
+
+@torch.library.register_fake("daco::steer_pursuit")
+def _steer_pursuit_shapes(
+    z, slots, analysis, bias, gram, atoms, gain, boost, undesirable, shift, limits, scales, *,
+    coder, k, sign, tol, tau, alpha, k_out,
+):  # fmt: skip
+    return _output_shapes(z, k_out)
+
+
+@torch.library.register_fake("daco::build_gram")
+def _build_gram_shapes(analysis, atoms, *, dtype):
+    return analysis.new_empty((analysis.shape[0], atoms.shape[0]), dtype=dtype)
+
+
+def _output_shapes(z: Tensor, k_out: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = z.shape[:-1]
+    return (
+        z.new_empty(z.shape),
+        z.new_empty((*rows, 2), dtype=torch.float32),
+        z.new_empty((*rows, k_out), dtype=torch.int32),
+        z.new_empty((*rows, k_out), dtype=torch.float32),
+    )

@@ -1,0 +1,53 @@
+"""Measure the concept dictionary of a built-in checkpoint.
+
+    python scripts/build_concepts.py --model smol-internvl --output python/daco_rt/data/smol-concepts
+    python scripts/build_concepts.py --model pocket-internvl --output python/daco_rt/data/pocket-concepts
+
+The first takes about two minutes on one core and replaces an existing dictionary only with --force.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+BLOCKS = {"smol-internvl": range(15, 20), "pocket-internvl": range(2, 5)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, choices=sorted(BLOCKS), help="checkpoint to measure on")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write")
+    parser.add_argument("--concepts", type=Path, help="another concept list (default: the built-in one)")
+    parser.add_argument("--force", action="store_true", help="replace an existing dictionary")
+    arguments = parser.parse_args()
+
+    from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
+
+    from daco_rt.concepts import everyday_concepts, read_entries
+    from daco_rt.dictionary import build_dictionary
+    from daco_rt.errors import DacoError
+    from daco_rt.models import model_identity, resolve_checkpoint
+
+    try:
+        concepts = everyday_concepts() if arguments.concepts is None else read_entries(arguments.concepts)
+        checkpoint = resolve_checkpoint("internvl", arguments.model)
+        dictionary = build_dictionary(
+            InternVLForConditionalGeneration.from_pretrained(checkpoint.path).eval(),
+            PreTrainedTokenizerFast.from_pretrained(checkpoint.path),
+            concepts,
+            list(BLOCKS[arguments.model]),
+            arguments.output,
+            identity=model_identity(checkpoint),
+            overwrite=arguments.force,
+        )
+    except DacoError as error:
+        print(f"build_concepts: error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {dictionary.path}: {dictionary.size} concepts at blocks {', '.join(map(str, dictionary.blocks))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
