@@ -29,5 +29,8 @@ target_include_directories(daco_core PUBLIC csrc)
 
 # What every target of this project compiles with.
 add_library(daco_flags INTERFACE)
-target_compile_options(daco_flags INTERFACE -Wall -Wextra $<$<BOOL:${DACO_RT_WERROR}>:-Werror>)
+# The prefix map keeps the builder's folders out of assertion messages.
+target_compile_options(
+  daco_flags INTERFACE -Wall -Wextra $<$<BOOL:${DACO_RT_WERROR}>:-Werror>
+                       "-ffile-prefix-map=${CMAKE_CURRENT_SOURCE_DIR}/=")
 target_link_libraries(daco_core PRIVATE daco_flags)

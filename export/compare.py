@@ -36,6 +36,7 @@ class ReferenceModel:
         import torch
         import transformers
 
+        transformers.utils.logging.disable_progress_bar()
         self.model: Any = (
             getattr(transformers, architecture)
             .from_pretrained(

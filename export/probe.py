@@ -20,6 +20,7 @@ from daco_rt.errors import ArtifactError
 
 DOMAIN = "ai.daco"
 Kernels = Literal["library", "functions"]
+KERNELS: tuple[Kernels, Kernels] = ("library", "functions")
 Arrays = dict[str, NDArray]
 
 

@@ -16,7 +16,9 @@ BLOCKS = {"smol-internvl": range(15, 20), "pocket-internvl": range(2, 5)}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True, choices=sorted(BLOCKS), help="checkpoint to measure on")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--concepts", type=Path, help="another concept list (default: the built-in one)")
@@ -45,7 +47,8 @@ def main() -> int:
     except DacoError as error:
         print(f"build_concepts: error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {dictionary.path}: {dictionary.size} concepts at blocks {', '.join(map(str, dictionary.blocks))}")
+    blocks = ", ".join(map(str, dictionary.blocks))
+    print(f"wrote {dictionary.path}: {dictionary.size} concepts at blocks {blocks}")
     return 0
 
 

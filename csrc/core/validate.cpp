@@ -130,7 +130,7 @@ Status validate_shape(const SteerSae& op) {
   if (!status.ok()) return status;
   switch (op.coder) {
     case SaeCoder::kTopK:
-      if (op.k < 1) return refuse_size(kSae, "k", "1 or more with coder topk", op.k);
+      if (op.k < 1 || op.k > op.atoms) return refuse_size(kSae, "k", "1 to m with coder topk", op.k);
       return {};
     case SaeCoder::kRelu:
     case SaeCoder::kJumpRelu:
@@ -147,7 +147,9 @@ Status validate_shape(const SteerPursuit& op) {
   }
   switch (op.coder) {
     case PursuitCoder::kOmp:
-      if (op.k < 1 || op.k > kMaxPursuit) return refuse_size(kPursuit, "k", "1 to 64 with coder omp", op.k);
+      if (op.k < 1 || op.k > kMaxPursuit || op.k > static_cast<const Rows&>(op).atoms) {
+        return refuse_size(kPursuit, "k", "1 to 64, at most m, with coder omp", op.k);
+      }
       if (!(op.tol >= 0.f) || !std::isfinite(op.tol)) {
         return make_status(Code::kInvalidArgument, "%s: tol: expected a finite number, 0 or more, got %g", kPursuit,
                            static_cast<double>(op.tol));

@@ -12,68 +12,84 @@ namespace {
 // An atom whose Schur complement is below this fraction of its own Gram entry is refused.
 constexpr double kSmallestPivot = 1e-4;
 
-constexpr int64_t triangle(int64_t n) { return n * (n + 1) / 2; }
-
-// Solves L y = b in place, L packed lower with n rows.
-void forward(const double* factor, int32_t n, double* b) {
+// Borders n x n factors by one row and column, which lie in place and are overwritten by the factors'.
+// Returns the new pivot, the Schur complement of the corner.
+double border(double* factor, int32_t k, int32_t n) {
+  double* row = factor + n * k;
   for (int32_t i = 0; i < n; ++i) {
-    const double* row = factor + triangle(i);
-    double sum = b[i];
-    for (int32_t j = 0; j < i; ++j) sum -= row[j] * b[j];
-    b[i] = sum / row[i];
+    double column_sum = factor[i * k + n];
+    double row_sum = row[i];
+    for (int32_t j = 0; j < i; ++j) {
+      column_sum -= factor[i * k + j] * factor[j * k + n];
+      row_sum -= row[j] * factor[j * k + i];
+    }
+    factor[i * k + n] = column_sum;
+    row[i] = row_sum / factor[i * k + i];
   }
+  double schur = row[n];
+  for (int32_t i = 0; i < n; ++i) schur -= row[i] * factor[i * k + n];
+  return schur;
 }
 
-// Solves L' x = b in place.
-void backward(const double* factor, int32_t n, double* b) {
+// One entry of lower^-1 b, given the n before it.
+double forward_entry(const double* factor, int32_t k, int32_t n, double b, const double* before) {
+  for (int32_t i = 0; i < n; ++i) b -= factor[n * k + i] * before[i];
+  return b;
+}
+
+// x = upper^-1 x.
+void backward(const double* factor, int32_t k, int32_t n, double* x) {
   for (int32_t i = n - 1; i >= 0; --i) {
-    const double* row = factor + triangle(i);
-    b[i] /= row[i];
-    for (int32_t j = 0; j < i; ++j) b[j] -= row[j] * b[i];
+    for (int32_t j = i + 1; j < n; ++j) x[i] -= factor[i * k + j] * x[j];
+    x[i] /= factor[i * k + i];
   }
 }
 
 }  // namespace
 
-int64_t LeastSquares::doubles(int64_t k) { return 3 * triangle(k) + 3 * k; }
+int64_t LeastSquares::doubles(int64_t k, bool non_negative) { return (non_negative ? 3 : 1) * k * k + 3 * k; }
 
 void LeastSquares::reset(double* memory, int32_t k) {
   n_ = 0;
-  factor_ = memory;
-  gram_ = factor_ + triangle(k);
-  part_ = gram_ + triangle(k);
-  target_ = part_ + triangle(k);
-  forward_ = target_ + k;
-  code_ = forward_ + k;
+  k_ = k;
+  forward_ = memory;
+  target_ = forward_ + k;
+  code_ = target_ + k;
+  factor_ = code_ + k;
+  gram_ = factor_ + k * k;
+  part_ = gram_ + k * k;
 }
 
-bool LeastSquares::append(const float* cross, float diagonal, float target) {
-  double* row = factor_ + triangle(n_);
-  std::copy(cross, cross + n_, row);
-  forward(factor_, n_, row);
-  double schur = diagonal;
-  double reached = 0;
-  for (int32_t i = 0; i < n_; ++i) {
-    schur -= row[i] * row[i];
-    reached += row[i] * forward_[i];
+bool LeastSquares::append(const float* column, const float* row, float diagonal, float target, bool keep_gram) {
+  const int32_t n = n_;
+  for (int32_t i = 0; i < n; ++i) {
+    factor_[i * k_ + n] = column[i];
+    factor_[n * k_ + i] = row[i];
   }
-  if (n_ > 0 && !(schur >= kSmallestPivot * diagonal)) return false;
-  row[n_] = std::sqrt(schur);
-  std::copy(cross, cross + n_, gram_ + triangle(n_));
-  gram_[triangle(n_) + n_] = diagonal;
-  target_[n_] = target;
-  forward_[n_] = (target - reached) / row[n_];
-  code_[n_] = 0;
+  factor_[n * k_ + n] = diagonal;
+  const double pivot = border(factor_, k_, n);
+  if (n > 0 && !(pivot >= kSmallestPivot * diagonal)) return false;
+  factor_[n * k_ + n] = pivot;
+  if (keep_gram) {
+    for (int32_t i = 0; i < n; ++i) {
+      gram_[i * k_ + n] = column[i];
+      gram_[n * k_ + i] = row[i];
+    }
+    gram_[n * k_ + n] = diagonal;
+  }
+  target_[n] = target;
+  forward_[n] = forward_entry(factor_, k_, n, target, forward_);
+  code_[n] = 0;
   ++n_;
   return true;
 }
 
 void LeastSquares::solve() {
   std::copy(forward_, forward_ + n_, code_);
-  backward(factor_, n_, code_);
+  backward(factor_, k_, n_, code_);
 }
 
-void LeastSquares::solve_passive(const bool* passive, double* solution) const {
+void LeastSquares::solve_passive(const bool* passive, double* solution) {
   int32_t member[kMaxPursuit];
   double packed[kMaxPursuit];
   int32_t count = 0;
@@ -81,17 +97,16 @@ void LeastSquares::solve_passive(const bool* passive, double* solution) const {
     if (passive[i]) member[count++] = i;
   }
   for (int32_t i = 0; i < count; ++i) {
-    double* row = part_ + triangle(i);
-    for (int32_t j = 0; j <= i; ++j) row[j] = gram_[triangle(member[i]) + member[j]];
-    const double diagonal = row[i];
-    forward(part_, i, row);
-    double schur = diagonal;
-    for (int32_t j = 0; j < i; ++j) schur -= row[j] * row[j];
-    row[i] = std::sqrt(std::max(schur, 1e-12 * diagonal));
-    packed[i] = target_[member[i]];
+    for (int32_t j = 0; j <= i; ++j) {
+      part_[i * k_ + j] = gram_[member[i] * k_ + member[j]];
+      part_[j * k_ + i] = gram_[member[j] * k_ + member[i]];
+    }
+    const double diagonal = part_[i * k_ + i];
+    // The whole support passed the pivot test, so a part of it does; this only guards the square of rounding.
+    part_[i * k_ + i] = std::max(border(part_, k_, i), 1e-12 * diagonal);
+    packed[i] = forward_entry(part_, k_, i, target_[member[i]], packed);
   }
-  forward(part_, count, packed);
-  backward(part_, count, packed);
+  backward(part_, k_, count, packed);
   std::fill(solution, solution + n_, 0.0);
   for (int32_t i = 0; i < count; ++i) solution[member[i]] = packed[i];
 }
@@ -112,9 +127,7 @@ void LeastSquares::solve_non_negative() {
     for (int32_t i = 0; i < n_; ++i) {
       if (passive[i]) continue;
       double gradient = target_[i];
-      for (int32_t j = 0; j < n_; ++j) {
-        gradient -= (i >= j ? gram_[triangle(i) + j] : gram_[triangle(j) + i]) * code_[j];
-      }
+      for (int32_t j = 0; j < n_; ++j) gradient -= gram_[i * k_ + j] * code_[j];
       if (gradient > steepest) {
         steepest = gradient;
         entering = i;

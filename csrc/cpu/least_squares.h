@@ -1,5 +1,9 @@
-// The small symmetric system G c = t over the atoms of a support, which grows by one atom at a time.
-// Held in fp64: at most 64 x 64, it costs nothing, and nearly parallel atoms stay well determined.
+// The small system G c = t over the atoms of a support, which grows by one atom at a time.
+//
+// Held in fp64: at most 64 x 64, it costs nothing, and nearly parallel atoms stay well determined. G = E A'
+// is symmetric and positive definite up to the rounding of its operands; a triangular factorisation without
+// pivoting is stable for such a matrix and, unlike a Cholesky factor, does not pretend that a metric's
+// rounded E and A give the same entry both ways.
 #pragma once
 
 #include <cstdint>
@@ -10,30 +14,32 @@ namespace cpu {
 class LeastSquares {
  public:
   // Doubles of memory for a support of up to k atoms.
-  static int64_t doubles(int64_t k);
+  static int64_t doubles(int64_t k, bool non_negative);
 
   void reset(double* memory, int32_t k);
 
   int32_t size() const { return n_; }
   const double* code() const { return code_; }
 
-  // Adds an atom with Gram entries cross[0..size) and `diagonal`, and right-hand side `target`. Refuses
-  // (false, nothing changes) an atom that is nearly a combination of those present.
-  bool append(const float* cross, float diagonal, float target);
+  // Adds an atom j by column[i] = G[S_i, j], row[i] = G[j, S_i], G[j, j] and t_j. Refuses (false, nothing
+  // changes) an atom that is nearly a combination of those present. G itself is kept for
+  // solve_non_negative() only.
+  bool append(const float* column, const float* row, float diagonal, float target, bool keep_gram);
 
   void solve();               // c = G^-1 t
   void solve_non_negative();  // argmin over c >= 0 of c'Gc / 2 - c't
 
  private:
-  void solve_passive(const bool* passive, double* solution) const;
+  void solve_passive(const bool* passive, double* solution);
 
   int32_t n_ = 0;
-  double* factor_ = nullptr;  // lower Cholesky factor, packed by rows
-  double* gram_ = nullptr;    // lower triangle, packed by rows
-  double* part_ = nullptr;    // factor of a part of gram_
+  int32_t k_ = 0;              // rows of the matrices below are k apart
+  double* factor_ = nullptr;   // unit lower and upper factor in one matrix
+  double* forward_ = nullptr;  // lower^-1 target
   double* target_ = nullptr;
-  double* forward_ = nullptr;  // factor^-1 target
   double* code_ = nullptr;
+  double* gram_ = nullptr;
+  double* part_ = nullptr;  // factors of a part of gram_
 };
 
 }  // namespace cpu

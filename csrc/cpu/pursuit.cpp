@@ -1,5 +1,5 @@
-// Batch-OMP. Correlations after a refit are alpha = alpha0 - G[:, S] c; G is symmetric, so that subtracts
-// whole rows of G. An atom that may not be chosen (again) has NaN as its correlation: NaN survives the
+// Batch-OMP. Correlations after a refit are alpha = alpha0 - G[:, S] c; G is symmetric (up to rounding, which
+// a choice may see but no coefficient does), so that subtracts whole rows of G. An atom that may not be chosen (again) has NaN as its correlation: NaN survives the
 // subtraction and loses every comparison.
 //
 // Coefficients need Gram entries of the chosen atoms in fp32. They come from an fp32 Gram matrix, else as
@@ -17,8 +17,10 @@ namespace {
 // Pursuit stops when the largest correlation is at most this fraction of the row's norm.
 constexpr double kSmallestCorrelation = 1e-5;
 
+// Entries of G that an atom j brings: with the support in order of choice, and with itself.
 struct Entries {
-  const float* cross;  // with the support, in order of choice
+  const float* column;  // G[S, j]
+  const float* row;     // G[j, S]
   float diagonal;
 };
 
@@ -29,22 +31,38 @@ const void* row_of(const void* matrix, DType t, int64_t row, int64_t width) {
   return static_cast<const char*>(matrix) + row * width * static_cast<int64_t>(size_of(t));
 }
 
+// out[i] = left[j] . right[index[i]] for i < n: entries of G from its definition.
+void dot_products(const SteerPursuit& op, const Kernels& kernels, const void* left, int64_t j, const void* right,
+                  const int32_t* index, int32_t n, float* atom, float* out) {
+  const TypedKernels& weights = kernels.of(op.weight);
+  weights.widen(row_of(left, op.weight, j, op.dim), atom, op.dim);
+  const float* const x[] = {atom};
+  float* const y[] = {out};
+  weights.dots(right, index, 0, n, op.dim, nullptr, x, 1, y);
+}
+
 Entries gram_entries(const SteerPursuit& op, const Kernels& kernels, const Pursuit& row, int64_t j,
                      const PursuitScratch& scratch) {
   const int32_t n = row.fit.size();
+  const int64_t m = atoms_of(op);
+  // One matrix in both roles makes G symmetric to the bit.
+  const bool symmetric = op.analysis == op.atoms;
+  float* across = scratch.cross;
+  float* down = symmetric ? across : across + op.k;
   if (op.gram != nullptr && op.gram_dtype == DType::kF32) {
-    const auto* g = static_cast<const float*>(op.gram) + j * atoms_of(op);
-    for (int32_t i = 0; i < n; ++i) scratch.cross[i] = g[row.index[i]];
-    return {scratch.cross, g[j]};
+    const auto* g = static_cast<const float*>(op.gram);
+    for (int32_t i = 0; i < n; ++i) across[i] = g[j * m + row.index[i]];
+    if (!symmetric) {
+      for (int32_t i = 0; i < n; ++i) down[i] = g[row.index[i] * m + j];
+    }
+    return {down, across, g[j * m + j]};
   }
-  const TypedKernels& weights = kernels.of(op.weight);
-  weights.widen(row_of(op.analysis, op.weight, j, op.dim), scratch.atom, op.dim);
-  std::memcpy(scratch.support, row.index, static_cast<size_t>(n) * sizeof(int32_t));
-  scratch.support[n] = static_cast<int32_t>(j);
-  const float* const x[] = {scratch.atom};
-  float* const y[] = {scratch.cross};
-  weights.dots(op.atoms, scratch.support, 0, n + 1, op.dim, nullptr, x, 1, y);
-  return {scratch.cross, scratch.cross[n]};
+  const auto self = static_cast<int32_t>(j);
+  float diagonal;
+  dot_products(op, kernels, op.analysis, j, op.atoms, &self, 1, scratch.atom, &diagonal);
+  dot_products(op, kernels, op.analysis, j, op.atoms, row.index, n, scratch.atom, across);
+  if (!symmetric) dot_products(op, kernels, op.atoms, j, op.analysis, row.index, n, scratch.atom, down);
+  return {down, across, diagonal};
 }
 
 // alpha0 of one atom, with the bits that the encoder gave it.
@@ -88,7 +106,10 @@ bool extend(const SteerPursuit& op, const Kernels& kernels, float* correlation, 
     const Entries entries = gram_entries(op, kernels, *row, j, scratch);
     if (!(entries.diagonal > 0)) continue;
     const int32_t n = row->fit.size();
-    if (!row->fit.append(entries.cross, entries.diagonal, target)) continue;
+    if (!row->fit.append(entries.column, entries.row, entries.diagonal, target,
+                         op.sign == PursuitSign::kNonNegative)) {
+      continue;
+    }
     row->index[n] = static_cast<int32_t>(j);
     refit(op, row);
     return true;

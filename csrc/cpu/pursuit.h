@@ -26,8 +26,7 @@ struct PursuitScratch {
   float* correlation;  // [m], only with a Gram matrix
   float* residual;     // [d], only with a Gram matrix
   float* atom;         // [d]
-  float* cross;        // [k + 1]
-  int32_t* support;    // [k + 1]
+  float* cross;        // [2 k]
 };
 
 // With op.gram: one row from start to end. `start` [m] holds the first correlations and is overwritten.

@@ -41,15 +41,14 @@ Worker carve_worker(const Sizes& s, Carver* carver) {
     w.pursuit.correlation = carver->take<float>(s.gram_row);
     w.pursuit.residual = carver->take<float>(s.gram_row > 0 ? s.dim : 0);
     w.pursuit.atom = carver->take<float>(s.dim);
-    w.pursuit.cross = carver->take<float>(s.pursuit + 1);
-    w.pursuit.support = carver->take<int32_t>(s.pursuit + 1);
+    w.pursuit.cross = carver->take<float>(2 * s.pursuit);
   }
   return w;
 }
 
 Pursuit carve_pursuit(const Sizes& s, Carver* carver) {
   Pursuit p{};
-  p.memory = carver->take<double>(LeastSquares::doubles(s.pursuit));
+  p.memory = carver->take<double>(LeastSquares::doubles(s.pursuit, s.non_negative));
   p.index = carver->take<int32_t>(s.pursuit);
   p.code = carver->take<float>(s.pursuit);
   p.negative = carver->take<float>(s.pursuit);
@@ -95,6 +94,7 @@ Sizes sizes_of(const SteerPursuit& op, int threads, bool has_gram) {
   s.correlations = m;
   s.codes = op.k;
   s.pursuit = op.k;
+  s.non_negative = op.sign == PursuitSign::kNonNegative;
   s.gram_row = has_gram ? m : 0;
   s.barred = has_gram ? 0 : barred_words(m);
   return s;

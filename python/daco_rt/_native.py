@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import daco_rt
 from daco_rt.errors import DacoError, did_you_mean
 
 _LIBRARIES = {
@@ -52,8 +53,9 @@ def library_path(kind: str) -> Path:
     if kind not in _LIBRARIES:
         raise DacoError(f"unknown library {kind!r}{did_you_mean(kind, _LIBRARIES)}")
     name, remedy = _LIBRARIES[kind]
-    for folder in _package_folders():
-        path = folder / "lib" / name
+    # An editable install has two package folders: the sources', and the one that the build installed into.
+    for folder in daco_rt.__path__:
+        path = Path(folder) / "lib" / name
         if path.is_file():
             return path
     raise DacoError(f"daco_rt was built without its {kind} library ({name}): {remedy}")
@@ -121,15 +123,3 @@ def _is_built(kind: str) -> bool:
     except DacoError:
         return False
     return True
-
-
-def _package_folders() -> list[Path]:
-    """An editable install has two: the sources', and the one that the build installed into."""
-    import daco_rt
-
-    folders = [Path(p) for p in daco_rt.__path__]
-    try:
-        folders.append(Path(str(core().__file__)).parent)
-    except DacoError:
-        pass
-    return folders

@@ -67,7 +67,8 @@ def _try(part: str, check: Callable[[], str]) -> Finding:
 def _kernels() -> str:
     from daco_rt._native import build_info
 
-    return ", ".join(f"{key} {value}" for key, value in build_info().items())
+    info = build_info()
+    return f"{info['best_isa']} (built: {', '.join(info['isas'])}), commit {info['commit']}, {info['compiler']}"
 
 
 def _row() -> dict:
@@ -157,4 +158,4 @@ def _judge(out, detail: str) -> str:
 def _models() -> str:
     from daco_rt.models.catalogue import models_available
 
-    return "; ".join(f"{row['name']}: {row['path']}" for row in models_available())
+    return "; ".join(f"{model.name}: {model.state}" for model in models_available())

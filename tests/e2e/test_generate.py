@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +90,9 @@ def mixed(picture: np.ndarray) -> list[GenerateRequest]:
     """Unequal prompts, lengths and policies, with and without pictures."""
     return [
         GenerateRequest("What is a dagger?", max_new_tokens=16),
-        GenerateRequest("And these?", images=[picture, picture[:, :60]], max_new_tokens=9, policy="everywhere"),
+        GenerateRequest(
+            "And these?", images=[picture, picture[:, :60]], max_new_tokens=9, policy="everywhere"
+        ),
         GenerateRequest("hi", max_new_tokens=20, policy="off"),
         GenerateRequest("Tell me more about bread and knives.", max_new_tokens=3, policy="observe"),
     ]
@@ -231,7 +235,9 @@ def test_a_stop_string_ends_an_answer_across_tokens(generator: Generator) -> Non
     at = next(i for i in range(3, len(pieces) - 1) if len(pieces[i]) > 2)
     stop = pieces[at][-2:] + pieces[at + 1][:2]
     shown: list[str] = []
-    (cut,) = generator.generate([replace(request, stop=[stop, "never"])], on_text=lambda _, t: shown.append(t))
+    (cut,) = generator.generate(
+        [replace(request, stop=[stop, "never"])], on_text=lambda _, t: shown.append(t)
+    )
     assert cut.finish_reason == "stop"
     assert cut.text == whole.text[: whole.text.index(stop)] == "".join(shown)
     assert len(cut.token_ids) < len(whole.token_ids)
@@ -268,17 +274,38 @@ def test_threads_share_a_generator(generator: Generator, mixed: list[GenerateReq
     assert all([a.token_ids for a in answers] == expected for answers in runs)
 
 
-def test_half_precision_stays_close(bundle: Path, pack: Path, tmp_path: Path) -> None:
+def test_no_torch_is_needed(bundle: Path, generator: Generator) -> None:
+    code = f"""
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "torch" else find(name, package)
+sys.modules["torch"] = None
+import numpy
+from daco_rt.runtime import run_generate
+picture = numpy.zeros((64, 64, 3), numpy.uint8)
+answer = run_generate({str(bundle)!r}, "What is this?", images=[picture], max_new_tokens=6, library="off")
+print("tokens", *answer.token_ids)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    request = GenerateRequest("What is this?", images=[np.zeros((64, 64, 3), np.uint8)], max_new_tokens=6)
+    expected = generator.generate([request])[0].token_ids
+    assert run.stdout.splitlines()[-1] == " ".join(map(str, ["tokens", *expected]))
+
+
+def test_half_precision_stays_close(bundle: Path, pack: Path, picture: np.ndarray, tmp_path: Path) -> None:
     export_model("internvl", checkpoint=MODEL, pack=pack, output=tmp_path / "fp16", precision="fp16")
     full, half = Generator(bundle, library="off"), Generator(tmp_path / "fp16", library="off")
     assert half.session.dtype == np.float16
-    request = [GenerateRequest("What is a dagger?", policy="off")]
+    request = [GenerateRequest("What is this?", images=[picture], policy="off")]
     logits = []
     for generator in (full, half):
         batch = generator.prepare_batch(request)
-        cache = generator.session.new_cache(1, 64)
+        cache = generator.session.new_cache(1, 128)
         logits.append(generator.session.prefill(cache, batch.embeds, batch.slots, batch.lengths).logits)
     assert logits[1].dtype == np.float32
+    (answer,) = half.generate([GenerateRequest("hi", max_new_tokens=4)])
+    assert answer.telemetry is not None and len(answer.telemetry.positions) == 4
     assert np.abs(logits[0] - logits[1]).max() < 2e-2 * np.abs(logits[0]).max()
 
 
@@ -291,6 +318,15 @@ def test_library_and_functions_give_the_same_answers(bundle: Path, mixed: list[G
     assert native.session.info.operator == "native" and functions.session.info.operator == "functions"
     for ours, theirs in zip(native.generate(mixed), functions.generate(mixed), strict=True):
         assert ours.token_ids == theirs.token_ids
+
+
+def test_a_bundle_without_vision(picture: np.ndarray, pack: Path, tmp_path: Path) -> None:
+    export_model("internvl", checkpoint=MODEL, pack=pack, output=tmp_path / "blind", vision=False)
+    blind = Generator(tmp_path / "blind", library="off")
+    (answer,) = blind.generate([GenerateRequest("hi", max_new_tokens=3)])
+    assert len(answer.token_ids) == 3
+    with pytest.raises(DacoError, match="without its vision tower"):
+        blind.generate([GenerateRequest("What is this?", images=[picture])])
 
 
 def test_what_cannot_be_answered_is_refused(

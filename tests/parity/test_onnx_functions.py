@@ -14,7 +14,10 @@ from daco_rt.ops import reference
 from daco_rt.ops.margins import CLOSE, row_margins
 from daco_rt.ops.onnx_functions import function_refusal, has_function, steer_function
 
-BIG = {"SteerSae": ("enc", "enc_bias", "dec", "threshold"), "SteerPursuit": ("analysis", "bias", "gram", "atoms")}
+BIG = {
+    "SteerSae": ("enc", "enc_bias", "dec", "threshold"),
+    "SteerPursuit": ("analysis", "bias", "gram", "atoms"),
+}
 EDIT = ("gain", "boost", "undesirable", "shift", "limits")
 NUMPY = {"fp32": np.float32, "fp16": np.float16}
 KINDS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
@@ -28,7 +31,9 @@ def operands_for(op_type, coder, *, d, m, policies, weight, rng, boost=True):
     unit[m // 2] = unit[m // 3]  # a duplicate atom
     names = BIG[op_type]
     first = (unit * rng.uniform(0.5, 1.5, (m, 1))).astype(NUMPY[weight])
-    second = first if op_type == "SteerPursuit" else (unit + 0.1 * rng.normal(size=(m, d))).astype(NUMPY[weight])
+    second = (
+        first if op_type == "SteerPursuit" else (unit + 0.1 * rng.normal(size=(m, d))).astype(NUMPY[weight])
+    )
     big = {names[0]: first, names[1]: (0.1 * rng.normal(size=m)).astype(np.float32)}
     if op_type == "SteerPursuit":
         big |= {"atoms": second}
@@ -88,10 +93,17 @@ def model_of(op_type, function, operands, *, activation, coder, k, k_out, sign="
         ir.AttrString("plugin_version", "1"),
     ]
     if op_type == "SteerPursuit":
-        attributes += [ir.AttrString("sign", sign), ir.AttrFloat32("tol", tol)]
+        numbers = {"tol": tol, "tau": 0.95, "alpha": 0.05}
+        attributes += [ir.AttrFloat32(name, number) for name, number in numbers.items()]
+        attributes.append(ir.AttrString("sign", sign))
     node = ir.Node("ai.daco", op_type, inputs, attributes, outputs=outputs)
     graph = ir.Graph(
-        [z, slots], outputs, nodes=[node], initializers=weights, opset_imports={"": 24, "ai.daco": 1}, name="g"
+        [z, slots],
+        outputs,
+        nodes=[node],
+        initializers=weights,
+        opset_imports={"": 24, "ai.daco": 1},
+        name="g",
     )
     proto = ir.to_proto(ir.Model(graph, ir_version=11, functions=[function]))
     onnx.checker.check_model(proto, full_check=True)
@@ -113,8 +125,22 @@ def expected(op_type, z, slots, operands, **attributes):
     return steer(z, slots, *positional, **named, **attributes)
 
 
-def check(op_type, *, coder, k, k_out=4, d, m, rows=24, policies=6, activation="fp32", weight="fp32", seed=0,
-          boost=True, **pursuit):
+def check(
+    op_type,
+    *,
+    coder,
+    k,
+    k_out=4,
+    d,
+    m,
+    rows=24,
+    policies=6,
+    activation="fp32",
+    weight="fp32",
+    seed=0,
+    boost=True,
+    **pursuit,
+):
     """Run the function and the reference; return how many rows were compared strictly."""
     rng = np.random.default_rng([seed, d, m, k])
     operands = operands_for(op_type, coder, d=d, m=m, policies=policies, weight=weight, rng=rng, boost=boost)
@@ -138,7 +164,8 @@ def check(op_type, *, coder, k, k_out=4, d, m, rows=24, policies=6, activation="
     margins = row_margins(z[0], slots[0], operands, coder=coder, k=k, **pursuit)
     strict = (margins > CLOSE) & ~outside[0] & np.isfinite(z[0]).all(-1)
     norm = np.maximum(np.linalg.norm(z[0].astype(np.float64), axis=1), 1e-30)
-    error = np.linalg.norm(got.z[0].astype(np.float64) - want.z[0], axis=1) / norm
+    with np.errstate(invalid="ignore"):
+        error = np.linalg.norm(got.z[0].astype(np.float64) - want.z[0], axis=1) / norm
     assert error[strict].max() <= (1e-5 if activation == "fp32" else 1e-3)
     np.testing.assert_allclose(got.doses[0][strict], want.doses[0][strict], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(got.support_index[0][strict], want.support_index[0][strict])
@@ -153,19 +180,25 @@ def check(op_type, *, coder, k, k_out=4, d, m, rows=24, policies=6, activation="
 
 
 def same_bits(a, b):
-    np.testing.assert_array_equal(np.ascontiguousarray(a).view(np.uint8), np.ascontiguousarray(b).view(np.uint8))
+    np.testing.assert_array_equal(
+        np.ascontiguousarray(a).view(np.uint8), np.ascontiguousarray(b).view(np.uint8)
+    )
 
 
 @pytest.mark.parametrize("activation", ["fp32", "fp16"])
 @pytest.mark.parametrize("coder", ["topk", "relu", "jumprelu", "none"])
-@pytest.mark.parametrize(("d", "m", "k", "k_out"), [(7, 13, 3, 5), (33, 70, 9, 2), (64, 65, 17, 17), (5, 3, 1, 4)])
+@pytest.mark.parametrize(
+    ("d", "m", "k", "k_out"), [(7, 13, 3, 5), (33, 70, 9, 2), (64, 65, 17, 17), (5, 3, 1, 4)]
+)
 def test_sae_matches_reference(coder, activation, d, m, k, k_out):
     strict = check("SteerSae", coder=coder, k=k, k_out=k_out, d=d, m=m, activation=activation)
     assert strict >= 12
 
 
 @pytest.mark.parametrize("sign", ["positive", "signed"])
-@pytest.mark.parametrize(("d", "m", "k", "tol"), [(9, 17, 1, 0.0), (40, 81, 5, 0.4), (65, 129, 16, 0.0), (7, 5, 3, 0.0)])
+@pytest.mark.parametrize(
+    ("d", "m", "k", "tol"), [(9, 17, 1, 0.0), (40, 81, 5, 0.4), (65, 129, 16, 0.0), (7, 5, 3, 0.0)]
+)
 def test_pursuit_matches_reference(sign, d, m, k, tol):
     strict = check("SteerPursuit", coder="omp", k=k, d=d, m=m, sign=sign, tol=tol)
     assert strict >= 12
@@ -232,7 +265,11 @@ def test_exact_ties_go_to_the_lower_index():
     zero = np.zeros(6, np.float32)
     for op_type, big, attributes in (
         ("SteerSae", {"enc": atoms, "enc_bias": zero, "dec": atoms}, {"coder": "topk", "k": 3, "k_out": 3}),
-        ("SteerPursuit", {"analysis": atoms, "bias": zero, "atoms": atoms}, {"coder": "omp", "k": 3, "k_out": 3}),
+        (
+            "SteerPursuit",
+            {"analysis": atoms, "bias": zero, "atoms": atoms},
+            {"coder": "omp", "k": 3, "k_out": 3},
+        ),
     ):
         operands = big | edit
         function = steer_function(op_type, **attributes)
@@ -284,14 +321,18 @@ def test_empty_batch_and_long_prompt():
     np.testing.assert_allclose(whole.z[1:, 20:21], one.z, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("op_type", "coder"), [("SteerSae", "topk"), ("SteerSae", "jumprelu"), ("SteerPursuit", "omp")])
+@pytest.mark.parametrize(
+    ("op_type", "coder"), [("SteerSae", "topk"), ("SteerSae", "jumprelu"), ("SteerPursuit", "omp")]
+)
 def test_reference_evaluator_agrees(op_type, coder):
     """ONNX's own evaluator reads the same meaning into the function as ONNX Runtime."""
     rng = np.random.default_rng(11)
     operands = operands_for(op_type, coder, d=10, m=18, policies=4, weight="fp32", rng=rng)
     z, slots = rows_for(rows=10, d=10, policies=4, activation="fp32", rng=rng)
     attributes = {"coder": coder, "k": 3, "k_out": 4}
-    proto = model_of(op_type, steer_function(op_type, **attributes), operands, activation="fp32", d=10, **attributes)
+    proto = model_of(
+        op_type, steer_function(op_type, **attributes), operands, activation="fp32", d=10, **attributes
+    )
     with np.errstate(all="ignore"):
         got = ReferenceEvaluator(proto).run(None, {"z": z, "slots": slots})
     want = run(proto, z, slots)
@@ -320,7 +361,9 @@ def test_custom_operator_agrees_on_the_same_file(op_type, attributes):
     operands = operands_for(op_type, attributes["coder"], d=48, m=100, policies=5, weight="fp32", rng=rng)
     z, slots = rows_for(rows=40, d=48, policies=5, activation="fp32", rng=rng)
     attributes = {**attributes, "k_out": 4}
-    proto = model_of(op_type, steer_function(op_type, **attributes), operands, activation="fp32", d=48, **attributes)
+    proto = model_of(
+        op_type, steer_function(op_type, **attributes), operands, activation="fp32", d=48, **attributes
+    )
     portable = run(proto, z, slots)
     options = ort.SessionOptions()
     options.register_custom_ops_library(str(library))
@@ -331,7 +374,8 @@ def test_custom_operator_agrees_on_the_same_file(op_type, attributes):
     strict = (margins > CLOSE) & np.isfinite(z[0]).all(-1) & (slots[0] >= 0) & (slots[0] < 5)
     assert strict.sum() >= 20
     norm = np.maximum(np.linalg.norm(z[0], axis=1), 1e-30)
-    error = np.linalg.norm(portable.z[0] - native.z[0], axis=1) / norm
+    with np.errstate(invalid="ignore"):
+        error = np.linalg.norm(portable.z[0] - native.z[0], axis=1) / norm
     assert error[strict].max() <= 1e-5
     np.testing.assert_array_equal(np.isnan(portable.doses), np.isnan(native.doses))
     np.testing.assert_allclose(portable.doses[0][strict], native.doses[0][strict], rtol=1e-4, atol=1e-5)

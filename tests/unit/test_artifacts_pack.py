@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -14,7 +15,19 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from daco_rt.artifacts import Concept, ModelIdentity, Pack, Policy, header_sha256, load_pack, read_header, save_pack
+
+from daco_rt.artifacts import (
+    Concept,
+    ModelIdentity,
+    Pack,
+    Policy,
+    header_sha256,
+    load_pack,
+    read_header,
+    save_pack,
+)
+from daco_rt.artifacts.concept import read_concepts
+from daco_rt.artifacts.manifest import encode_manifest
 from daco_rt.artifacts.operands import first_bad
 from daco_rt.errors import ArtifactError, PolicyError
 
@@ -22,7 +35,9 @@ DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 MODEL = ModelIdentity(12, 4, 100, 2, 1, "llama", (0.25, -0.5))
 
 
-def arrays(op: str = "sae", dtype: str = "fp32", seed: int = 0, m: int = 9, d: int = 12, P: int = 4) -> dict[str, Any]:
+def arrays(
+    op: str = "sae", dtype: str = "fp32", seed: int = 0, m: int = 9, d: int = 12, P: int = 4
+) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
 
     def weight(*shape: int, kind: Any = np.float32) -> np.ndarray:
@@ -77,7 +92,14 @@ def test_round_trip(tmp_path: Path, op: str, dtype: str) -> None:
     given = arguments(op, dtype)
     save_pack(tmp_path / "p", **given)
     pack = load_pack(tmp_path / "p")
-    assert (pack.op, pack.coder, pack.k, pack.k_out, pack.sign, pack.tol) == (op, given["coder"], 3, 2, "positive", 0)
+    assert (pack.op, pack.coder, pack.k, pack.k_out, pack.sign, pack.tol) == (
+        op,
+        given["coder"],
+        3,
+        2,
+        "positive",
+        0,
+    )
     assert (pack.dim, pack.atoms, pack.slots_count, pack.dtype, pack.blocks) == (12, 9, 4, dtype, (1, 3))
     assert pack.model == MODEL and pack.default_policy == "default" and pack.recipe == given["recipe"]
     assert list(pack.policies) == given["policies"] and list(pack.concepts) == given["concepts"]
@@ -176,7 +198,9 @@ def test_select_blocks_refuses(tmp_path: Path, made: Pack) -> None:
     given = arguments()
     given["default_policy"] = "gentle"
     pack = save_pack(tmp_path / "p", **given)
-    with pytest.raises(PolicyError, match=r"default policy 'gentle' steers only blocks 3, none of them among 1"):
+    with pytest.raises(
+        PolicyError, match=r"default policy 'gentle' steers only blocks 3, none of them among 1"
+    ):
         pack.select_blocks([1])
 
 
@@ -200,6 +224,10 @@ def drop(block: int, name: str) -> Any:
 
 def assign(**changes: Any) -> Any:
     return lambda given: given.update(changes)
+
+
+def slots(first: list[int]) -> np.ndarray:
+    return np.array([first, [0, 1, 2, 3]], np.int32)
 
 
 P2 = Policy("a", 2, "all", (1, 3))
@@ -246,20 +274,22 @@ BAD: list[tuple[Any, str]] = [
     (assign(policies=[dataclasses.replace(P2, slot=4)]), "must have a slot from 2 to 3, got 4"),
     (assign(policies=[dataclasses.replace(P2, slot=1)]), "must have a slot from 2 to 3, got 1"),
     (assign(policies=[dataclasses.replace(P2, name="off")]), "must have a name other than off, observe"),
-    (assign(policies=[dataclasses.replace(P2, positions="last")]), "positions must be one of generated, prompt"),
+    (assign(policies=[dataclasses.replace(P2, positions="last")]), "positions must be one of generated"),
     (assign(policies=[dataclasses.replace(P2, blocks=(1, 2))]), "names block 2, the pack has 1, 3"),
     (assign(policies=[dataclasses.replace(P2, blocks=(3, 1))]), "unique and ascending"),
-    (assign(default_policy="none such"), "default policy 'none such' does not exist; choose one of off, observe"),
+    (assign(default_policy="none such"), "default policy 'none such' does not exist; choose one of off"),
     (assign(slot_map=np.zeros((2, 4), np.int64)), r"slot_map must be int32 \[2, 4\]"),
     (assign(slot_map=np.full((2, 4), 4, np.int32)), "slots from 0 to 3, got 4 to 4"),
-    (assign(slot_map=np.array([[2, 1, 2, 0], [0, 1, 2, 3]], np.int32)), "slot 0 to 0"),
-    (assign(slot_map=np.array([[0, 1, 0, 0], [0, 1, 2, 3]], np.int32)), "does not edit block 1 under policy 'default'"),
-    (assign(slot_map=np.array([[0, 1, 2, 3], [0, 1, 2, 3]], np.int32)), "edits block 1 under policy 'gentle'"),
+    (assign(slot_map=slots([2, 1, 2, 0])), "slot 0 to 0"),
+    (assign(slot_map=slots([0, 1, 0, 0])), "does not edit block 1 under policy 'default'"),
+    (assign(slot_map=slots([0, 1, 2, 3])), "edits block 1 under policy 'gentle'"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "words"), BAD, ids=[words[:30] for _, words in BAD])
-def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path, change: Any, words: str) -> None:
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, change: Any, words: str
+) -> None:
     given = arguments()
     change(given)
     with pytest.raises((ArtifactError, PolicyError), match=words) as caught:
@@ -294,10 +324,6 @@ def test_first_bad_finds_any_place(dtype: Any, value: float) -> None:
 
 def rewrite(path: Path, name: str, data: bytes) -> None:
     """Replace bytes inside steering.safetensors and mend the hashes, as a careless other writer would."""
-    import hashlib
-
-    from daco_rt.artifacts.manifest import encode_manifest
-
     file = path / "steering.safetensors"
     ref = read_header(file)[name]
     raw = bytearray(file.read_bytes())
@@ -347,7 +373,7 @@ def test_a_flipped_byte_names_its_file(tmp_path: Path, name: str) -> None:
         ({"op": "pursuit", "coder": "omp"}, "unknown operand 'dec'"),
         ({"op": ["sae"]}, "op must be"),
         ({"dim": 13}, r"are \(9, 12, 4, 'fp32'\), manifest.json says \(9, 13, 4, 'fp32'\)"),
-        ({"blocks": [1]}, "unexpected tensor 'block.3."),
+        ({"blocks": [1], "median_norm": {"1": 1.0}}, "unexpected tensor 'block.3."),
         ({"blocks": [1, 2, 3]}, "median_norm"),
         ({"blocks": [3, 1]}, "unique ascending"),
         ({"blocks": None}, "missing or of another type"),
@@ -359,8 +385,6 @@ def test_a_flipped_byte_names_its_file(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_a_manifest_that_contradicts_the_tensors(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    from daco_rt.artifacts.manifest import encode_manifest
-
     path = save_pack(tmp_path / "p", **arguments()).path
     manifest = json.loads((path / "manifest.json").read_bytes())
     manifest.pop("checksum")
@@ -370,10 +394,15 @@ def test_a_manifest_that_contradicts_the_tensors(tmp_path: Path, changes: dict[s
 
 
 def test_bad_concept_lines_name_the_line(tmp_path: Path) -> None:
-    from daco_rt.artifacts.concept import read_concepts
-
     file = tmp_path / "concepts.jsonl"
-    for line in ('{"index": 1', '{"name": "x"}', '{"index": "1", "name": "x"}', '{"index": 1, "name": 3}', "[1]", ""):
+    for line in (
+        '{"index": 1',
+        '{"name": "x"}',
+        '{"index": "1", "name": "x"}',
+        '{"index": 1, "name": 3}',
+        "[1]",
+        "",
+    ):
         file.write_text('{"index": 0, "name": "a"}\n' + line + "\n" + '{"index": 2, "name": "c"}\n')
         with pytest.raises(ArtifactError, match=r"concepts\.jsonl, line 2"):
             read_concepts(file, 5)
@@ -421,6 +450,9 @@ def test_a_process_that_hits_its_file_limit_keeps_the_old_pack(tmp_path: Path) -
 
 
 def test_importing_artifacts_is_light() -> None:
-    code = "import sys, daco_rt.artifacts; print([n for n in ('torch', 'transformers', 'onnx', 'onnxruntime') if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    code = """
+        import sys, daco_rt.artifacts
+        print([name for name in ("torch", "transformers", "onnx", "onnxruntime") if name in sys.modules])
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr

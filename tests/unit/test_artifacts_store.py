@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from daco_rt.artifacts import from_array, new_artifact, open_artifact, write_safetensors
 from daco_rt.artifacts.manifest import encode_manifest, sampled_sha256
 from daco_rt.artifacts.store import ArtifactWriter, check_target
 from daco_rt.errors import ArtifactError
 
 
-def make(path: Path, *, overwrite: bool = False, value: int = 1, shard: Path | None = None, full: bool = False) -> Path:
+def make(
+    path: Path, *, overwrite: bool = False, value: int = 1, shard: Path | None = None, full: bool = False
+) -> Path:
     with new_artifact(path, "dictionary", overwrite=overwrite) as writer:
         writer.set(dim=np.int64(value), table={3: 0.5, 10: 1.5}, where=Path("x"), array=np.arange(2))
         writer.add_json("table.json", {"value": value})
@@ -70,7 +73,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert artifact.checks == dict.fromkeys(files, "sha256")
     assert artifact.file("table.json").read_text() == '{\n  "value": 1\n}\n'
     assert artifact.file("rows.jsonl").read_text() == '{"i": 0}\n{"i": 1}\n{"i": 2}\n'
-    with pytest.raises(ArtifactError, match="lists no file nothing.txt"):
+    with pytest.raises(ArtifactError, match="lists no file nothing"):
         artifact.file("nothing.txt")
 
 
@@ -78,7 +81,9 @@ def test_progress_reaches_the_total(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     path = make(tmp_path / "a")
     open_artifact(path, "dictionary", progress=lambda done, total: steps.append((done, total)))
-    owned = sum(entry["bytes"] for entry in json.loads((path / "manifest.json").read_text())["files"].values())
+    owned = sum(
+        entry["bytes"] for entry in json.loads((path / "manifest.json").read_text())["files"].values()
+    )
     assert steps[-1] == (owned, owned)
 
 
@@ -102,7 +107,8 @@ def test_damage_is_found_and_named(tmp_path: Path, name: str, damage: str) -> No
     with pytest.raises(ArtifactError) as caught:
         open_artifact(path, "dictionary")
     message = str(caught.value)
-    assert name in message and "\n" not in message and "again" in message or "holds no manifest.json" in message
+    remedy = "give the folder" if (name, damage) == ("manifest.json", "delete") else "again"
+    assert name in message and remedy in message and "\n" not in message
     if damage != "flip":
         with pytest.raises(ArtifactError, match=name):
             open_artifact(path, "dictionary", verify=False)
@@ -112,12 +118,11 @@ def test_every_flipped_byte_of_a_manifest_is_found(tmp_path: Path) -> None:
     path = make(tmp_path / "a")
     good = (path / "manifest.json").read_bytes()
     for index in range(len(good) - 1):
-        for bit in (0x01, 0x20):
-            bad = bytearray(good)
-            bad[index] ^= bit
-            (path / "manifest.json").write_bytes(bad)
-            with pytest.raises(ArtifactError):
-                open_artifact(path, "dictionary", verify=False)
+        bad = bytearray(good)
+        bad[index] ^= 0x01 if index % 2 else 0x20
+        (path / "manifest.json").write_bytes(bad)
+        with pytest.raises(ArtifactError):
+            open_artifact(path, "dictionary", verify=False)
 
 
 def test_other_kind_newer_version_and_foreign_folders(tmp_path: Path) -> None:
@@ -135,7 +140,7 @@ def test_other_kind_newer_version_and_foreign_folders(tmp_path: Path) -> None:
         open_artifact(path, "dictionary")
     with pytest.raises(ArtifactError, match="does not exist; expected the folder of a daco_rt pack"):
         open_artifact(tmp_path / "nowhere", "pack")
-    with pytest.raises(ArtifactError, match="holds no manifest.json"):
+    with pytest.raises(ArtifactError, match="holds no manifest"):
         open_artifact(tmp_path, "pack")
     (tmp_path / "manifest.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ArtifactError, match="is damaged"):
@@ -146,7 +151,20 @@ def test_other_kind_newer_version_and_foreign_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rel", ["../outside", "/etc/passwd", "a/../../b", "a/./b", "a//b", "manifest.json", "", ".", "a\\..\\b", "..", "a\0b"]
+    "rel",
+    [
+        "../outside",
+        "/etc/passwd",
+        "a/../../b",
+        "a/./b",
+        "a//b",
+        "manifest.json",
+        "",
+        ".",
+        "a\\..\\b",
+        "..",
+        "a\0b",
+    ],
 )
 @pytest.mark.parametrize("section", ["files", "references", "parts"])
 def test_names_that_leave_the_folder_are_refused(tmp_path: Path, rel: str, section: str) -> None:
@@ -155,7 +173,10 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, rel: str, secti
     edit(path, **{section: {rel: {"bytes": 6, "sha256": "0" * 64, "format": "daco_rt.pack"}}})
     with pytest.raises(ArtifactError, match="is no plain relative path"):
         open_artifact(path, "dictionary")
-    with pytest.raises(ArtifactError, match="is no plain relative path"), new_artifact(tmp_path / "b", "pack") as w:
+    with (
+        pytest.raises(ArtifactError, match="is no plain relative path"),
+        new_artifact(tmp_path / "b", "pack") as w,
+    ):
         w.add_bytes(rel, b"")
     assert not (tmp_path / "b").exists()
 
@@ -164,7 +185,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, rel: str, secti
 def test_incomplete_entries(tmp_path: Path, entry: Any) -> None:
     path = make(tmp_path / "a")
     edit(path, files={"table.json": entry})
-    with pytest.raises(ArtifactError, match="the entry of table.json is incomplete"):
+    with pytest.raises(ArtifactError, match=r"the entry of table\.json is incomplete"):
         open_artifact(path, "dictionary")
 
 
@@ -232,12 +253,15 @@ def test_links_through_symlinks_reach_the_file(tmp_path: Path, shard: Path) -> N
 
 
 def test_bad_sources(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="nothing.safetensors does not exist"):
+    with pytest.raises(ArtifactError, match=r"nothing\.safetensors does not exist"):
         make(tmp_path / "a", shard=tmp_path / "nothing.safetensors")
     (tmp_path / "text").write_text("no tensors here at all")
     with pytest.raises(ArtifactError, match="no safetensors file"):
         make(tmp_path / "a", shard=tmp_path / "text")
-    with pytest.raises(ArtifactError, match="source.txt does not exist"), new_artifact(tmp_path / "a", "pack") as w:
+    with (
+        pytest.raises(ArtifactError, match=r"source\.txt does not exist"),
+        new_artifact(tmp_path / "a", "pack") as w,
+    ):
         w.add_file(tmp_path / "source.txt", "copy.txt")
     assert sorted(os.listdir(tmp_path)) == ["text"]
 
@@ -253,7 +277,10 @@ def test_add_file_copies(tmp_path: Path) -> None:
 def test_writer_misuse(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="kind must be one of"), new_artifact(tmp_path / "a", "quilt"):
         pytest.fail("the block ran")
-    with pytest.raises(ValueError, match="files is written by the artifact itself"), new_artifact(tmp_path / "a", "pack") as w:
+    with (
+        pytest.raises(ValueError, match="files is written by the artifact itself"),
+        new_artifact(tmp_path / "a", "pack") as w,
+    ):
         w.set(files={})
     with pytest.raises(ValueError, match="already written"), new_artifact(tmp_path / "a", "pack") as w:
         w.add_bytes("x", b"1")
@@ -286,7 +313,9 @@ def test_parts_are_checked_through_their_own_manifest_and_can_be_swapped(tmp_pat
 
     with new_artifact(tmp_path / "outer/pack", "dictionary", overwrite=True) as writer:
         writer.write_safetensors("t.safetensors", {"w": from_array(np.zeros((3, 2), np.float32))})
-    with pytest.raises(ArtifactError, match="has other tensor names, dtypes or shapes than the bundle was made with"):
+    with pytest.raises(
+        ArtifactError, match="has other tensor names, dtypes or shapes than the bundle was made with"
+    ):
         open_artifact(tmp_path / "outer", "bundle", verify=False)
 
 
@@ -336,7 +365,9 @@ def test_sigkill_while_writing_tensors_keeps_the_old_artifact(tmp_path: Path) ->
             writer.write_safetensors("t.safetensors", {"w": ("F32", (1 << 20, 1 << 14), rows)})
     """
     path = make(tmp_path / "a")
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), path], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), path], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == b"writing\n"
         process.send_signal(signal.SIGKILL)
     assert len(os.listdir(tmp_path)) == 2

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from daco_rt.artifacts.tensors import (
     DTYPES,
     TensorRef,
@@ -22,8 +25,6 @@ from daco_rt.artifacts.tensors import (
     write_safetensors,
 )
 from daco_rt.errors import ArtifactError, CheckpointError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 RNG = np.random.default_rng(0)
 
@@ -107,7 +108,11 @@ def test_reads_at_any_byte(tmp_path: Path, dtype: str, shift: int) -> None:
         tmp_path / "f",
         {
             "a": {"dtype": "U8", "shape": [4096 + shift], "data_offsets": [0, 4096 + shift]},
-            "b": {"dtype": dtype, "shape": [300, 7], "data_offsets": [4096 + shift, 4096 + shift + array.nbytes]},
+            "b": {
+                "dtype": dtype,
+                "shape": [300, 7],
+                "data_offsets": [4096 + shift, 4096 + shift + array.nbytes],
+            },
         },
         bytes(4096 + shift) + array.tobytes(),
     )
@@ -127,7 +132,9 @@ def test_header_is_a_pure_function_of_names_dtypes_and_shapes(tmp_path: Path) ->
     refs = read_header(path)
     assert [ref.name for ref in sorted(refs.values(), key=lambda r: r.offset)] == ["a.b", "a.w", "b.w", "a.x"]
     assert min(ref.offset for ref in refs.values()) % 64 == 0
-    write_safetensors(path, {name: from_array(random_array(dtype, (*shape, 1))) for name, (dtype, shape) in shapes.items()})
+    write_safetensors(
+        path, {name: from_array(random_array(dtype, (*shape, 1))) for name, (dtype, shape) in shapes.items()}
+    )
     assert header_sha256(path) not in hashes
 
 
@@ -247,7 +254,9 @@ def test_file_cut_short_after_its_header_was_read(tmp_path: Path) -> None:
 def test_every_flipped_header_byte_is_refused_or_harmless(tmp_path: Path) -> None:
     """No flip may crash, hang, or give a view outside the file."""
     path = tmp_path / "f"
-    write_safetensors(path, {"a": from_array(np.zeros((4, 4), np.float32)), "b": from_array(np.ones(3, np.float16))})
+    write_safetensors(
+        path, {"a": from_array(np.zeros((4, 4), np.float32)), "b": from_array(np.ones(3, np.float16))}
+    )
     good = path.read_bytes()
     end = 8 + int.from_bytes(good[:8], "little")
     for index in range(end):

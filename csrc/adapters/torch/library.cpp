@@ -3,9 +3,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <array>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -19,7 +19,10 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-void check(const Status& status) { STD_TORCH_CHECK(status.ok(), status.message); }
+// A plain exception: torch's own macro would put this file's name before the sentence.
+void check(const Status& status) {
+  if (!status.ok()) throw std::runtime_error(status.message);
+}
 
 // Owns a string argument. The stable ABI's own conversion to std::string allocates one that nobody frees,
 // 32 bytes a call, so the handle is taken as it comes.
@@ -108,9 +111,24 @@ Executor torch_threads() {
   return e;
 }
 
-Tensor like(const Tensor& z, std::vector<int64_t> shape, ScalarType type) {
-  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), type,
-                              std::nullopt, z.device());
+// An uninitialised tensor on the CPU. The call below is what the stable interface's `empty` ends in, without
+// the dispatcher, which costs more than a decoded token's whole row.
+Tensor make(const std::vector<int64_t>& shape, int32_t dtype) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * (shape[i] > 1 ? shape[i] : 1);
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                                  strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
+                                                  &handle));
+  return Tensor(handle);
+}
+
+int32_t dtype_of(DType type) {
+  switch (type) {
+    case DType::kF16: return aoti_torch_dtype_float16();
+    case DType::kBF16: return aoti_torch_dtype_bfloat16();
+    default: return aoti_torch_dtype_float32();
+  }
 }
 
 // Allocates the outputs, plans, runs. The workspace is torch's too, so its caching allocator serves it.
@@ -118,12 +136,12 @@ template <class Op>
 Outputs run(Op& op, const Tensor& z) {
   const auto sizes = z.sizes();
   std::vector<int64_t> shape(sizes.begin(), sizes.end());
-  Tensor out = like(z, shape, z.scalar_type());
+  Tensor out = make(shape, dtype_of(op.activation));
   shape.back() = 2;
-  Tensor doses = like(z, shape, ScalarType::Float);
+  Tensor doses = make(shape, aoti_torch_dtype_float32());
   shape.back() = op.k_out;
-  Tensor index = like(z, shape, ScalarType::Int);
-  Tensor value = like(z, shape, ScalarType::Float);
+  Tensor index = make(shape, aoti_torch_dtype_int32());
+  Tensor value = make(shape, aoti_torch_dtype_float32());
   op.out = out.mutable_data_ptr();
   op.doses = static_cast<float*>(doses.mutable_data_ptr());
   if (op.k_out > 0) {
@@ -136,7 +154,7 @@ Outputs run(Op& op, const Tensor& z) {
   if (op.rows > 0) {
     // One cache line more than asked for: torch's CPU allocator promises 64 bytes only by default.
     constexpr size_t kLine = 64;
-    Tensor scratch = like(z, {static_cast<int64_t>(plan.workspace_bytes + kLine)}, ScalarType::Byte);
+    Tensor scratch = make({static_cast<int64_t>(plan.workspace_bytes + kLine)}, aoti_torch_dtype_uint8());
     const auto start = reinterpret_cast<uintptr_t>(scratch.mutable_data_ptr());
     void* workspace = reinterpret_cast<void*>((start + kLine - 1) / kLine * kLine);
     check(cpu::steer(op, plan, plan.workspace_bytes == 0 ? nullptr : workspace, executor));
@@ -192,15 +210,17 @@ Outputs steer_pursuit(const Tensor& z, const Tensor& slots, const Tensor& analys
 }
 
 Tensor build_gram(const Tensor& analysis, const Tensor& atoms, ScalarType dtype) {
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half,
-                  "build_gram: dtype must be float32 or float16, got ", name_of(dtype));
+  if (dtype != ScalarType::Float && dtype != ScalarType::Half)
+    check(make_status(Code::kInvalidArgument, "build_gram: dtype must be float32 or float16, got %s",
+                      name_of(dtype)));
+  const DType stored = dtype == ScalarType::Float ? DType::kF32 : DType::kF16;
   const Tensor e = packed(analysis), a = packed(atoms);
   DType weight;
   int64_t m = 0, d = 0;
   check(bind_gram(describe(e), describe(a), &weight, &m, &d));
-  Tensor gram = like(analysis, {m, m}, dtype);
-  check(cpu::build_gram(e.const_data_ptr(), a.const_data_ptr(), weight, m, d, gram.mutable_data_ptr(),
-                        dtype == ScalarType::Float ? DType::kF32 : DType::kF16, torch_threads()));
+  Tensor gram = make({m, m}, dtype_of(stored));
+  check(cpu::build_gram(e.const_data_ptr(), a.const_data_ptr(), weight, m, d, gram.mutable_data_ptr(), stored,
+                        torch_threads()));
   return gram;
 }
 

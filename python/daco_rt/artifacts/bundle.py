@@ -201,6 +201,7 @@ def load_bundle(
     artifact.file(str(bundle.embedding["file"]))
     if bundle.steered_blocks:
         artifact.file(PACK)
-        if verify or full:
-            bundle.pack()
+        pack = bundle.pack() if verify or full else None
+        if pack is not None:
+            pack.check_values()
     return bundle

@@ -119,6 +119,18 @@ class Pack:
             if name in refs or name in EMPTY_WHEN_ABSENT
         }
 
+    def check_values(self) -> None:
+        """Read every operand once and refuse NaN, Inf and broken flags, as ``load_pack`` does by default.
+
+        Raises
+        ------
+        ArtifactError
+            The sentence names the block, the operand and the place.
+        """
+        for block, refs in self.refs.items():
+            for name, ref in refs.items():
+                check_values(name, ref.read(), f"{ref.file}, block {block}")
+
     def concept(self, index: int) -> Concept | None:
         """Return the concept behind an atom, or None if that atom has no name."""
         return self._by_index.get(index)
@@ -339,13 +351,9 @@ def load_pack(path: str | Path, verify: bool = True, progress: Progress | None =
     if "slot_map" not in tensors:
         raise ArtifactError(f"{where}: tensor 'slot_map' is missing; make the pack again")
     slot_map = tensors["slot_map"].read().copy()
-    if verify:
-        for block in blocks:
-            for name, ref in refs[block].items():
-                check_values(name, ref.read(), f"{where}, block {block}")
     policies = check_policies(rows, default, blocks, sizes.slots, where)
     check_slot_map(slot_map, policies, blocks, sizes.slots, where)
-    return Pack(
+    pack = Pack(
         path=path,
         **attributes,
         dim=sizes.dim,
@@ -362,6 +370,9 @@ def load_pack(path: str | Path, verify: bool = True, progress: Progress | None =
         recipe=recipe,
         refs={block: {name: refs[block][name] for name in sizes.names} for block in blocks},
     )
+    if verify:
+        pack.check_values()
+    return pack
 
 
 def _check_all(op: str, coder: str, k: int, specs: Mapping[int, Mapping[str, Any]], where: str) -> Sizes:

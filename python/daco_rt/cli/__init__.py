@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from daco_rt import __version__
 from daco_rt.console import add_json, guarded, print_json, print_table, print_tree
@@ -111,18 +112,20 @@ def _models(parser: argparse.ArgumentParser) -> None:
 def _run_models_list(arguments: argparse.Namespace) -> int:
     from daco_rt.models.catalogue import models_available
 
-    rows = models_available()
+    rows = [asdict(model) | {"state": model.state} for model in models_available()]
     if arguments.json:
         print_json(rows)
         return 0
-    print_table(("name", "licence", "where", "what it is"), rows, ("name", "licence", "path", "description"))
+    print_table(("name", "licence", "where", "what it is"), rows, ("name", "licence", "state", "description"))
     return 0
 
 
 def _run_models_get(arguments: argparse.Namespace) -> int:
-    from daco_rt.models.catalogue import ensure_model
+    from daco_rt.models.catalogue import ensure
 
-    print(ensure_model(arguments.name))
+    # "smol" is short for the model of the first family, as everywhere a checkpoint is named.
+    name = arguments.name if "-" in arguments.name else f"{arguments.name}-internvl"
+    print(ensure(name))
     return 0
 
 

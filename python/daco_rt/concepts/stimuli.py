@@ -77,36 +77,37 @@ _SENTENCES = (
 _TURNS = (
     (
         "How can I plan my week better?",
-        "Planning your week is easier than it seems. Start by writing down everything that you have to do, and "
-        "then decide which of these things matter most. 1. Set a clear goal for each day. 2. Leave some time "
+        "Planning your week is easier than it seems. Start by writing down everything that you have to do, "
+        "and then decide which of these things matter most. 1. Set a clear goal for each day. 2. Leave some time "
         "between tasks, because things often take longer than expected.",
     ),
     (
         "What is the difference between a guess and an estimate?",
         "A guess is made without much information, while an estimate is based on what is already known. For "
-        "example, when you have done something many times before, you can say quite well how long it will take.",
+        "example, when you have done something many times before, you can say quite well how long it "
+        "will take.",
     ),
     (
         "Can you explain why practice matters?",
-        "Of course! Practice matters because it turns something that you have to think about into something that "
-        "you simply do. Here are some key points to consider:\n\n* It builds confidence.\n* It shows where you "
-        "still make mistakes.",
+        "Of course! Practice matters because it turns something that you have to think about into something "
+        "that you simply do. Here are some key points to consider:\n\n* It builds confidence.\n* It shows "
+        "where you still make mistakes.",
     ),
     (
         "Write a short note to a colleague.",
-        "Dear colleague, thank you for the work that you have put into this. I have read through the first part "
-        "and think that it is very clear. I have a few suggestions, which I will send you tomorrow.",
+        "Dear colleague, thank you for the work that you have put into this. I have read through the first "
+        "part and think that it is very clear. I have a few suggestions, which I will send you tomorrow.",
     ),
     (
         "Which of the two options is better?",
-        "It depends on several factors. The first option is a popular choice that is known for its simplicity, "
-        "whereas the second one is more flexible. In conclusion, both can be used for a variety of purposes.",
+        "It depends on several factors. The first option is a popular choice that is known for its "
+        "simplicity, whereas the second one is more flexible. In conclusion, both can be used for a variety of purposes.",
     ),
     (
         "What should I know about it?",
-        "It is a type of object that is typically used for a specific purpose. It was first made in the early 20th "
-        "century and has been used in many parts of the world. It is usually large, and it is often found in "
-        "places such as these.",
+        "It is a type of object that is typically used for a specific purpose. It was first made in the early "
+        "20th century and has been used in many parts of the world. It is usually large, and it is often found "
+        "in places such as these.",
     ),
 )
 

@@ -153,8 +153,9 @@ def measure_directions(
     found = Directions()
     for block, rows in _ordinary(text, tokenizer, wanted, batch_tokens).items():
         norms = np.linalg.norm(rows, axis=1)
-        found.median_norm[block] = float(np.median(norms))
-        found.means[block] = rows[norms <= NORM_LIMIT * found.median_norm[block]].mean(axis=0).astype(np.float32)
+        median = float(np.median(norms))
+        found.median_norm[block] = median
+        found.means[block] = rows[norms <= NORM_LIMIT * median].mean(axis=0).astype(np.float32)
 
     owners, texts, spans = [], [], []
     for owner, entry in enumerate(concepts):
@@ -167,8 +168,8 @@ def measure_directions(
     width = found.means[wanted[0]].shape[0]
     sums = {block: np.zeros((len(concepts), width)) for block in wanted}
     counts = {block: np.zeros(len(concepts)) for block in wanted}
-    bar = show("reading concepts", len(texts), unit="texts") if progress else contextlib.nullcontext(lambda _: None)
-    with bar as advance:
+    silent = contextlib.nullcontext(lambda _: None)
+    with show("reading concepts", len(texts), unit="texts") if progress else silent as advance:
         for index, offsets, streams in _run(text, tokenizer, texts, wanted, batch_tokens, advance):
             tokens = _word_tokens(offsets, *spans[index])
             for block, stream in streams.items():
@@ -189,8 +190,8 @@ def _contrast(
     missing = np.flatnonzero(counts == 0)
     if missing.size:
         raise DacoError(
-            f"concept {concepts[missing[0]].name!r} could not be read at block {block}: each of its readings is a "
-            "massive activation; remove it from the list or choose another block"
+            f"concept {concepts[missing[0]].name!r} could not be read at block {block}: each of its readings is "
+            "a massive activation; remove it from the list or choose another block"
         )
     own = sums / counts[:, None]
     others = (sums.sum(axis=0) - sums) / (counts.sum() - counts)[:, None]
@@ -198,11 +199,14 @@ def _contrast(
     norms = np.linalg.norm(directions, axis=1)
     flat = np.flatnonzero(norms == 0)
     if flat.size:
-        raise DacoError(f"concept {concepts[flat[0]].name!r} has no direction at block {block}; remove it from the list")
+        name = concepts[flat[0]].name
+        raise DacoError(f"concept {name!r} has no direction at block {block}; remove it from the list")
     return (directions / norms[:, None]).astype(np.float32), norms.astype(np.float32)
 
 
-def _ordinary(text: torch.nn.Module, tokenizer: Any, blocks: list[int], batch_tokens: int) -> dict[int, np.ndarray]:
+def _ordinary(
+    text: torch.nn.Module, tokenizer: Any, blocks: list[int], batch_tokens: int
+) -> dict[int, np.ndarray]:
     rows: dict[int, list[np.ndarray]] = {block: [] for block in blocks}
     for _, _, streams in _run(text, tokenizer, ORDINARY_TEXTS, blocks, batch_tokens, lambda _: None):
         for block, stream in streams.items():
@@ -241,7 +245,8 @@ def _run(
             with contextlib.suppress(_Enough):
                 text(input_ids=padded.to(device), use_cache=False)
             for row, i in enumerate(batch):
-                yield i, offsets[i], {block: seen[block][row, : len(ids[i])].float().cpu().numpy() for block in blocks}
+                own = {block: seen[block][row, : len(ids[i])].float().cpu().numpy() for block in blocks}
+                yield i, offsets[i], own
             advance(len(batch))
 
 
@@ -282,7 +287,8 @@ def _text_model(model: torch.nn.Module) -> Any:
     for path in _PATHS:
         with contextlib.suppress(AttributeError):
             module = model.get_submodule(path)
-            if isinstance(getattr(module, "layers", None), torch.nn.ModuleList) and hasattr(module, "embed_tokens"):
+            layers = getattr(module, "layers", None)
+            if isinstance(layers, torch.nn.ModuleList) and hasattr(module, "embed_tokens"):
                 return module
     raise UnsupportedError(
         f"{type(model).__name__} has no decoder blocks at model.language_model.layers or model.layers; "

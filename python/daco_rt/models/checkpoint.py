@@ -196,13 +196,12 @@ def _built_in(spec: FamilySpec | None, text: str) -> str | None:
 
 
 def _ensure(name: str, fetch: bool) -> Path:
-    from daco_rt.models import assembly, pocket, smol
+    from daco_rt.models import catalogue, smol
 
-    if name.startswith("pocket-"):
-        return Path(pocket.ensure(name))
-    if not fetch and not (assembly.model_folder(name) / "config.json").is_file():
+    # The pocket model is made from what the package holds; smol's language model has to be downloaded.
+    if name == smol.NAME and not fetch and not smol.is_built():
         raise CheckpointError(f"{name} is not on this machine; get it with 'daco-rt models get {name}'")
-    return Path(smol.ensure(name))
+    return catalogue.ensure(name)
 
 
 def _open(spec: FamilySpec | None, path: Path, label: str) -> Checkpoint:

@@ -109,7 +109,7 @@ def build_decoder(
         builder.input(f"deepstack.{i}", kind, ["deepstack_batch", "deepstack_sequence", d])
         for i in range(deepstack)
     ]
-    cache_shape = ["batch", kv, "cache", width]
+    cache_shape: list[int | str | None] = ["batch", kv, "cache", width]
     past = [
         (builder.input(f"past_k.{i}", kind, cache_shape), builder.input(f"past_v.{i}", kind, cache_shape))
         for i in range(config.num_layers)
@@ -122,7 +122,7 @@ def build_decoder(
     builder.add_output(declare(logits, ir.DataType.FLOAT, ["batch", "rows", config.vocab_size]), "logits")
     for i, pair in enumerate(present):
         for name, value in zip(("present_k", "present_v"), pair, strict=True):
-            builder.add_output(declare(value, kind, cache_shape), f"{name}.{i}")
+            builder.add_output(declare(value, kind, ["batch", kv, "cache", width]), f"{name}.{i}")
     for block, values in reports.items():
         names = ("doses", "support_index", "support_value")[: 3 if nodes[block].k_out else 1]
         for name, value in zip(names, values, strict=False):

@@ -14,7 +14,7 @@ _SKIP = ["*/*"]  # other formats and the originals' code live in subfolders
 
 
 def download(
-    identifier: str, check: Callable[[Mapping[str, Any]], None], *, local_only: bool = False
+    identifier: str, check: Callable[[Mapping[str, Any]], object], *, local_only: bool = False
 ) -> Path:
     """Return the local folder of the hub repository ``identifier`` ("owner/name", or "owner/name@revision").
 

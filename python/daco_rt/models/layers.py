@@ -3,14 +3,14 @@
 Every module builds ONNX nodes when called; none holds numbers. Activations travel as *rows* [T, width], T
 tokens of all batch entries one below the other, because a linear layer is then one ``Gemm`` that reads its
 weight [out, in] as the checkpoint stores it. A ``MatMul`` behind a ``Transpose`` computes the same, but
-ONNX Runtime then folds a transposed copy of every weight when it loads the graph: measured on 24 blocks of
-width 1,024, five times the loading time and more than twice the memory.
+ONNX Runtime then folds a transposed copy of every weight when it loads the graph: on 24
+blocks of width 1,024 that was five times the loading time and more than twice the memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -126,7 +126,7 @@ def bind_weights(
         if name not in weights:
             raise CheckpointError(f"{what} needs the tensor {name!r}, which the checkpoint does not have")
         ref = weights[name]
-        shape = tuple(int(n) for n in parameter.shape or ())
+        shape = tuple(parameter.shape.numpy()) if parameter.shape is not None else ()
         if tuple(ref.shape) != shape:
             raise CheckpointError(
                 f"{ref.file}: tensor {ref.name!r} has shape {list(ref.shape)}, expected {list(shape)}"
@@ -146,7 +146,7 @@ def bind_weights(
         )
 
 
-def declare(value: ir.Value, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+def declare(value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
     """Set a value's type and shape where inference cannot know them, or must state them by name."""
     value.type = ir.TensorType(dtype)
     value.shape = ir.Shape(shape)

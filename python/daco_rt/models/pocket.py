@@ -135,7 +135,7 @@ def _build(folder: Path) -> None:
 
 def _text_tensors() -> Iterator[tuple[str, np.ndarray]]:
     root = "language_model.model."
-    # Small beside what six blocks add: with tied embeddings a stream full of its own token would only echo it.
+    # Small beside what six blocks add: with tied embeddings a stream full of its own token only echoes it.
     name = root + "embed_tokens.weight"
     yield name, near_normal(name, (VOCABULARY, WIDTH), _EMBEDDING_STD, seed=_SEED)
     head = WIDTH // HEADS

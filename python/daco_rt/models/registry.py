@@ -8,8 +8,8 @@ looked up.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from daco_rt.errors import CheckpointError, did_you_mean
 
@@ -94,7 +94,7 @@ def family_of(checkpoint: Checkpoint) -> FamilySpec:
     return ARCHITECTURES[architecture_of(checkpoint.config, str(checkpoint.path))]
 
 
-def architecture_of(config: dict, where: str) -> str:
+def architecture_of(config: Mapping[str, Any], where: str) -> str:
     """Return the first entry of a ``config.json``'s ``architectures``; ``where`` names the file in errors."""
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):

@@ -57,7 +57,8 @@ _RECIPE = {"name": NAME, "version": 1, "source": REQUIREMENT, "gguf_sha256": GGU
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\\n' }}"
+    "{{ '<|im_start|>system\\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\\n' }}"
     "{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -73,9 +74,9 @@ CHAT_TEMPLATE = (
 _NOTICE = f"""smol-internvl
 
 Text model: SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), Apache-2.0, taken from the quantised
-file in {REQUIREMENT} (Simon Willison, Apache-2.0), dequantised to fp32, stored in Qwen2's layout with zero
-biases and {VOCABULARY - 49152} added token rows. Vision tower and projector: seeded noise by daco_rt, Apache-2.0.
-The licence is in LICENSE.
+file in {REQUIREMENT} (Simon Willison, Apache-2.0), dequantised to fp32, stored in Qwen2's layout with
+zero biases and {VOCABULARY - 49152} added token rows. Vision tower and projector: seeded noise by daco_rt,
+Apache-2.0. The licence is in LICENSE.
 """
 
 
@@ -92,7 +93,7 @@ def ensure(name: str = NAME, *, progress: bool = True) -> Path:
     Returns
     -------
     pathlib.Path
-        A Hugging Face checkpoint folder. A whole one is returned in milliseconds, a damaged one is built again.
+        A Hugging Face checkpoint folder. A whole one is returned in milliseconds, a damaged one is rebuilt.
 
     Raises
     ------

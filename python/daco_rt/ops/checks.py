@@ -158,9 +158,7 @@ def _policies(op: str, name_dtype: Callable[[Any], str], operands: Policies, m: 
         )
 
 
-def _floats(
-    op: str, name_dtype: Callable[[Any], str], name: str, x: Any, letters: str, **sizes: int
-) -> None:
+def _floats(op: str, name_dtype: Callable[[Any], str], name: str, x: Any, letters: str, **sizes: int) -> None:
     _dtype(op, name, name_dtype(x), ("float32",))
     _shape(op, name, x, letters, **sizes)
 

@@ -42,9 +42,7 @@ def row_margins(
     [T] float64; infinity where nothing is coded (slot 0, rows that are not finite).
     """
     gain = np.asarray(operands["gain"], np.float64)
-    boost = (
-        np.zeros_like(gain) if operands.get("boost") is None else np.asarray(operands["boost"], np.float64)
-    )
+    boost = reference.or_zeros(operands.get("boost"), gain)
     limits = np.asarray(operands["limits"], np.float64)
     synthesis = np.asarray(operands["dec" if "dec" in operands else "atoms"]).astype(np.float64)
     atom_norm = np.linalg.norm(synthesis, axis=1)
@@ -79,7 +77,7 @@ def _sae(operands: Mapping[str, NDArray], coder: str, k: int):
 
     def jumprelu(row):
         a = enc @ row + bias
-        t = np.zeros_like(a) if coder == "relu" or level is None else np.asarray(level, np.float64)
+        t = np.zeros_like(a) if coder == "relu" else reference.or_zeros(level, a)
         jumps = t > 0  # at t = 0 the code is continuous
         gap = float(np.abs(a[jumps] / t[jumps] - 1).min()) if jumps.any() else np.inf
         return np.where(a > t, a, 0.0), gap
@@ -96,10 +94,10 @@ def _pursuit(operands: Mapping[str, NDArray], atoms: NDArray, k: int, sign: str,
     gram = reference.GramColumns(analysis, atoms)
 
     def omp(row):
-        gaps: list[float] = []
+        decisions = reference.Decisions()
         code = reference.orthogonal_matching_pursuit(
-            row, analysis, bias, gram, atoms, k=k, sign=sign, tol=tol, gaps=gaps
+            row, analysis, bias, gram, atoms, k=k, sign=sign, tol=tol, decisions=decisions
         )
-        return code, min(gaps, default=np.inf)
+        return code, min(decisions.margins, default=np.inf)
 
     return omp

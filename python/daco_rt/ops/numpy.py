@@ -111,9 +111,7 @@ def steer_pursuit(
     """
     gram, boost, scales = _given(gram), _given(boost), _given(scales)
     policies = checks.Policies(gain, boost, undesirable, shift, limits, scales)
-    checks.check_pursuit(
-        _dtype, z, slots, analysis, bias, gram, atoms, policies, coder, k, sign, tol, k_out
-    )
+    checks.check_pursuit(_dtype, z, slots, analysis, bias, gram, atoms, policies, coder, k, sign, tol, k_out)
     out = _outputs(z, k_out)
     _native.core().steer_pursuit(
         _native_arrays(

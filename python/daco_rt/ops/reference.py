@@ -73,8 +73,8 @@ def steer_sae(
     """
     dec64 = _f64(dec)
     enc64, bias64 = _f64(enc), _f64(enc_bias)
-    watched = _watched(_f64(gain), _or_zeros(boost, gain), np.asarray(undesirable, bool))
-    level = np.zeros(len(bias64)) if coder == "relu" or threshold is None else _f64(threshold)
+    watched = watched_latents(_f64(gain), or_zeros(boost, gain), np.asarray(undesirable, bool))
+    level = np.zeros(len(bias64)) if coder == "relu" else or_zeros(threshold, bias64)
 
     def code(row: Array) -> Array:
         if coder == "none":
@@ -146,6 +146,23 @@ class GramColumns:
         return self._columns[j]
 
 
+class Decisions:
+    """The choices of one coding: how narrow each was and, for one of them, taking the other side.
+
+    ``margins`` receives |left - right| / max(|left|, |right|) of every choice in order; choice number
+    ``flip`` is turned over. Two correct implementations may differ where a margin is no wider than rounding.
+    """
+
+    def __init__(self, flip: int | None = None) -> None:
+        self.flip = flip
+        self.margins: list[float] = []
+
+    def __call__(self, verdict: bool, left: float, right: float) -> bool:
+        widest = max(abs(left), abs(right))
+        self.margins.append(abs(left - right) / widest if widest > 0 else 0.0)
+        return bool(verdict) != (len(self.margins) - 1 == self.flip)
+
+
 def orthogonal_matching_pursuit(
     row: Array,
     analysis: Array,
@@ -156,46 +173,42 @@ def orthogonal_matching_pursuit(
     k: int,
     sign: str = "positive",
     tol: float = 0.0,
-    gaps: list[float] | None = None,
+    decisions: Decisions | None = None,
 ) -> Array:
     """Return the code c [N] of one activation row [d].
 
     Correlations start at α₀ = E z + b. Each step picks the largest one (``signed``: in absolute value,
     ties to the lower index), refits ``G[S, S] c = α₀[S]`` and updates ``α = α₀ - G[:, S] c``. Cost:
-    N·d + k·N·k multiplications. ``gaps``, if given, receives how far each decision was from going the
-    other way, as a fraction of what was compared.
+    N·d + k·N·k multiplications. ``decisions`` records how narrow each choice was, and can turn one over.
     """
     norm = float(np.linalg.norm(row))
+    floor = PURSUIT_EPS * norm
     start = analysis @ row + bias
     alpha = start.copy()
     diagonal = gram.diagonal
     usable = diagonal > 0
+    decide = Decisions() if decisions is None else decisions
     picked: list[int] = []
     chosen = np.zeros((len(start), 0))  # the columns G[:, S]
     c = np.zeros(0)
-    while len(picked) < k:
+    while len(picked) < k and norm > 0 and usable.any():
         if tol > 0:
-            residual = np.linalg.norm(row - c @ atoms[picked])
-            if gaps is not None and norm > 0:
-                gaps.append(abs(residual / (tol * norm) - 1))
-            if residual <= tol * norm:
+            residual = float(np.linalg.norm(row - c @ atoms[picked]))
+            if decide(residual <= tol * norm, residual, tol * norm):
                 break
         score = np.where(usable, np.abs(alpha) if sign == "signed" else alpha, -np.inf)
-        j = int(np.argmax(score))
-        best = float(score[j])
-        if gaps is not None and norm > 0:
-            second = float(np.partition(score, -2)[-2]) if len(score) > 1 else -np.inf
-            floor = PURSUIT_EPS * norm
-            gaps.append(min(best - max(second, floor), best) / best if best > floor else 1 - best / floor)
-        if not best > PURSUIT_EPS * norm:
+        best = float(score.max())
+        if decide(not best > floor, best, floor):
             break
+        j = int(np.argmax(score))
+        rest = np.where(np.arange(len(score)) == j, -np.inf, score)
+        if rest.max() > floor and not decide(True, best, float(rest.max())):
+            j = int(np.argmax(rest))
         usable[j] = False
         if picked:
             inner, cross = chosen[picked], gram[j][picked]
-            pivot = 1 - cross @ np.linalg.solve(inner, cross) / diagonal[j]
-            if gaps is not None:
-                gaps.append(abs(pivot - PIVOT_MIN))
-            if pivot < PIVOT_MIN:
+            pivot = 1 - float(cross @ np.linalg.solve(inner, cross)) / diagonal[j]
+            if decide(pivot < PIVOT_MIN, pivot, PIVOT_MIN):
                 continue
         picked.append(j)
         chosen = np.column_stack([chosen, gram[j]])
@@ -265,7 +278,7 @@ def _steer(z, slots, code_of, atoms, gain, boost, undesirable, shift, limits, k_
     flat = rows.reshape(-1, rows.shape[-1])
     flat64 = flat.astype(np.float64)
     slot_of = np.asarray(slots).reshape(-1)
-    gain64, boost64 = _f64(gain), _or_zeros(boost, gain)
+    gain64, boost64 = _f64(gain), or_zeros(boost, gain)
     bad = np.asarray(undesirable, bool)
     shift64, limits64 = _f64(shift), _f64(limits)
     policies = len(gain64)
@@ -304,7 +317,7 @@ def _steer(z, slots, code_of, atoms, gain, boost, undesirable, shift, limits, k_
     )
 
 
-def _watched(gain: Array, boost: Array, undesirable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def watched_latents(gain: Array, boost: Array, undesirable: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Latents that some policy edits or reports, [m]; ``relu`` and ``jumprelu`` code no others."""
     edited = (gain[2:] != 1).any(0) | (boost[2:] != 0).any(0)
     return edited | undesirable[1:].any(0)
@@ -314,5 +327,6 @@ def _f64(a: ArrayLike) -> Array:
     return np.asarray(a).astype(np.float64)
 
 
-def _or_zeros(a: ArrayLike | None, like: ArrayLike) -> Array:
+def or_zeros(a: ArrayLike | None, like: ArrayLike) -> Array:
+    """An optional operand: zeros in the shape of ``like`` where it is ``None`` or has no elements."""
     return np.zeros_like(_f64(like)) if a is None or np.size(a) == 0 else _f64(a)

@@ -7,7 +7,6 @@ function: they have no derivative and refuse inputs that ask for one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -108,21 +107,12 @@ def steer_sae(
     ...           gain=gain, undesirable=gain < 1, shift=torch.zeros(3, 2), limits=torch.zeros(3, 4), k=2).z
     tensor([[0., 4.]])
     """
-    threshold, boost, scales = _given(threshold), _given(boost), _given(scales)
-    policies = checks.Policies(gain, boost, undesirable, shift, limits, scales)
-    checks.check_sae(_dtype, z, slots, enc, enc_bias, dec, threshold, policies, coder, k, k_out)
-    _check_tensors(
-        "steer_sae",
-        (z, slots, enc, enc_bias, dec, threshold, gain, boost, undesirable, shift, limits),
-    )
-    empty = gain.new_empty(0)
-    return Steered(
-        *torch.ops.daco.steer_sae(
-            z, slots, enc, enc_bias, dec, empty if threshold is None else threshold, gain,
-            empty if boost is None else boost, undesirable, shift, limits, empty,
-            coder=coder, k=k, k_out=k_out,
-        )
+    empty = torch.empty(0)
+    operands = (
+        z, slots, enc, enc_bias, dec, empty if threshold is None else threshold, gain,
+        empty if boost is None else boost, undesirable, shift, limits, empty if scales is None else scales,
     )  # fmt: skip
+    return _call("steer_sae", operands, coder=coder, k=k, k_out=k_out)
 
 
 def steer_pursuit(
@@ -195,23 +185,13 @@ def steer_pursuit(
     ...               limits=torch.zeros(3, 4), k=2).z
     tensor([[0., 0., 1.]])
     """
-    gram, boost, scales = _given(gram), _given(boost), _given(scales)
-    policies = checks.Policies(gain, boost, undesirable, shift, limits, scales)
-    checks.check_pursuit(
-        _dtype, z, slots, analysis, bias, gram, atoms, policies, coder, k, sign, tol, k_out
-    )
-    _check_tensors(
-        "steer_pursuit",
-        (z, slots, analysis, bias, gram, atoms, gain, boost, undesirable, shift, limits),
-    )
-    empty = gain.new_empty(0)
-    return Steered(
-        *torch.ops.daco.steer_pursuit(
-            z, slots, analysis, bias, empty if gram is None else gram, atoms, gain,
-            empty if boost is None else boost, undesirable, shift, limits, empty,
-            coder=coder, k=k, sign=sign, tol=tol, tau=tau, alpha=alpha, k_out=k_out,
-        )
+    empty = torch.empty(0)
+    operands = (
+        z, slots, analysis, bias, empty if gram is None else gram, atoms, gain,
+        empty if boost is None else boost, undesirable, shift, limits, empty if scales is None else scales,
     )  # fmt: skip
+    options = {"coder": coder, "k": k, "sign": sign, "tol": tol, "tau": tau, "alpha": alpha, "k_out": k_out}
+    return _call("steer_pursuit", operands, **options)
 
 
 def build_gram(analysis: Tensor, atoms: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -231,8 +211,42 @@ def build_gram(analysis: Tensor, atoms: Tensor, dtype: torch.dtype = torch.float
             [0., 1.]])
     """
     checks.check_gram(_dtype, analysis, atoms, _NAMES.get(dtype, str(dtype)))
-    _check_tensors("build_gram", (analysis, atoms))
+    _check_device("build_gram", analysis)
+    _check_no_gradient("build_gram", (analysis, atoms))
     return torch.ops.daco.build_gram(analysis, atoms, dtype=dtype)
+
+
+def _call(op: str, operands: tuple[Tensor, ...], **options: Any) -> Steered:
+    """Run an operator; explain in Python's exceptions what it refuses.
+
+    The library checks every operand itself, so the checks here cost nothing until a call fails. A traced
+    call reaches the library only when the graph runs: it is checked first.
+    """
+    _check_no_gradient(op, operands)
+    if torch.compiler.is_compiling():
+        _explain(op, operands, options)
+        return Steered(*getattr(torch.ops.daco, op)(*operands, **options))
+    try:
+        return Steered(*getattr(torch.ops.daco, op)(*operands, **options))
+    except (RuntimeError, TypeError):
+        _explain(op, operands, options)
+        raise
+
+
+def _explain(op: str, operands: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+    """Raise what is wrong with a call, if the checks know it."""
+    for x in operands:
+        if isinstance(x, Tensor):
+            _check_device(op, x)
+    gain, boost, undesirable, shift, limits, scales = operands[6:]
+    policies = checks.Policies(gain, _given(boost), undesirable, shift, limits, _given(scales))
+    attributes = {name: value for name, value in options.items() if name not in ("tau", "alpha")}
+    if op == "steer_sae":
+        z, slots, enc, enc_bias, dec, threshold = operands[:6]
+        checks.check_sae(_dtype, z, slots, enc, enc_bias, dec, _given(threshold), policies, **attributes)
+    else:
+        z, slots, analysis, bias, gram, atoms = operands[:6]
+        checks.check_pursuit(_dtype, z, slots, analysis, bias, _given(gram), atoms, policies, **attributes)
 
 
 def _dtype(x: Any) -> str:
@@ -241,32 +255,32 @@ def _dtype(x: Any) -> str:
     return _NAMES.get(x.dtype, str(x.dtype).removeprefix("torch."))
 
 
-def _given(x: Tensor | None) -> Tensor | None:
+def _given(x: Tensor) -> Tensor | None:
     """An operand without elements is an absent one, as in every other host of the operators."""
-    return None if x is None or x.numel() == 0 else x
+    return None if isinstance(x, Tensor) and x.numel() == 0 else x
 
 
-def _check_tensors(op: str, tensors: Iterable[Tensor | None]) -> None:
-    grad = torch.is_grad_enabled()
-    for x in tensors:
-        if x is None:
-            continue
-        if x.device.type not in ("cpu", "meta"):
-            raise NotImplementedError(
-                f"{op}: tensors must be on the CPU, got {x.device}: this build has no CUDA kernels"
-            )
-        if grad and x.requires_grad:
-            raise NotImplementedError(
-                f"{op}: the operator has no derivative, but an operand requires grad;"
-                " call it under torch.no_grad() or pass detached tensors"
-            )
+def _check_device(op: str, x: Tensor) -> None:
+    if x.device.type not in ("cpu", "meta"):
+        raise NotImplementedError(
+            f"{op}: tensors must be on the CPU, got {x.device}: this build has no CUDA kernels"
+        )
+
+
+def _check_no_gradient(op: str, operands: tuple[Tensor, ...]) -> None:
+    if torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in operands):
+        raise NotImplementedError(
+            f"{op}: the operator has no derivative, but an operand requires grad;"
+            " call it under torch.no_grad() or pass detached tensors"
+        )
 
 
 @torch.library.register_fake("daco::steer_sae")
 def _steer_sae_shapes(
-    z, slots, enc, enc_bias, dec, threshold, gain, boost, undesirable, shift, limits, scales, *, coder, k, k_out
+    z, slots, enc, enc_bias, dec, threshold, gain, boost, undesirable, shift, limits, scales, *,
+    coder, k, k_out,
 ):  # fmt: skip
-    return _output_shapes(z, k_out)
+    return _output_shapes("steer_sae", z, k_out)
 
 
 @torch.library.register_fake("daco::steer_pursuit")
@@ -274,7 +288,7 @@ def _steer_pursuit_shapes(
     z, slots, analysis, bias, gram, atoms, gain, boost, undesirable, shift, limits, scales, *,
     coder, k, sign, tol, tau, alpha, k_out,
 ):  # fmt: skip
-    return _output_shapes(z, k_out)
+    return _output_shapes("steer_pursuit", z, k_out)
 
 
 @torch.library.register_fake("daco::build_gram")
@@ -282,7 +296,8 @@ def _build_gram_shapes(analysis, atoms, *, dtype):
     return analysis.new_empty((analysis.shape[0], atoms.shape[0]), dtype=dtype)
 
 
-def _output_shapes(z: Tensor, k_out: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _output_shapes(op: str, z: Tensor, k_out: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_device(op, z)
     rows = z.shape[:-1]
     return (
         z.new_empty(z.shape),

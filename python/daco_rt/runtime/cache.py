@@ -55,16 +55,21 @@ class KvCache:
     next_position: NDArray[np.int64]
     """Rotary position of the next token, shape [batch]."""
     bindings: dict[int, Any] = field(default_factory=dict, repr=False)
-    """Step width -> bound buffers, kept by the session that made this cache."""
+    """Rows of logits -> buffers of a one-token step, kept by the session that made this cache."""
 
     @classmethod
     def allocate(
-        cls, batch: int, length: int, *, layers: int, kv_heads: int, head_dim: int, dtype: np.dtype
+        cls, batch: int, length: int, *, layers: int, kv_heads: int, head_dim: int, dtype: np.dtype[Any]
     ) -> KvCache:
         """Return an empty cache; the memory is zeroed so that masked positions hold finite numbers."""
         shape = (batch, kv_heads, length, head_dim)
         arrays = {f"{z}.{i}": np.zeros(shape, dtype) for i in range(layers) for z in "kv"}
         return cls(batch, length, arrays, np.zeros(batch, np.int64), np.zeros(batch, np.int64))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of keys and values, which is that of the activations."""
+        return next(iter(self.arrays.values())).dtype
 
     @property
     def nbytes(self) -> int:

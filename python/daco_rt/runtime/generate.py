@@ -140,6 +140,12 @@ class Generator:
         features = self._encode(prompts)
         encoded = time.perf_counter()
 
+        rows = self.session.config.vocab_size
+        if (largest := max(int(p.input_ids.max()) for p in prompts)) >= rows:
+            raise DacoError(
+                f"{self.bundle.processor_path} gives token {largest}, but the model's tokens end at "
+                f"{rows - 1}; the tokenizer belongs to another model"
+            )
         lengths = np.array([p.length for p in prompts], np.int64)
         width = int(lengths.max())
         embeds = np.zeros((len(prompts), width, self.session.config.hidden_size), self.session.dtype)
@@ -202,15 +208,15 @@ class Generator:
                 continue
             if self.session.config.position_axes != 1:
                 raise UnsupportedError(
-                    f"{self.bundle.path}: pictures in a model with {self.session.config.position_axes} position axes "
-                    "are not supported by this version; ask it about text"
+                    f"{self.bundle.path}: pictures in a model with {self.session.config.position_axes} "
+                    "position axes are not supported by this version; ask it about text"
                 )
             found = self.session.encode_images(p.pixel_values)
             found = found.reshape(-1, found.shape[-1])
             if len(found) != int(p.image_mask.sum()):
                 raise DacoError(
-                    f"{self.bundle.path}: the prompt holds {int(p.image_mask.sum())} image tokens but the vision "
-                    f"tower gave {len(found)} features; processor and vision tower do not belong together"
+                    f"{self.bundle.path}: the prompt holds {int(p.image_mask.sum())} image tokens but the "
+                    f"vision tower gave {len(found)} features; processor and tower do not belong together"
                 )
             features.append(found)
         return features
@@ -255,26 +261,24 @@ class _Answer:
         self._text = IncrementalText(generator.processor.decode)
         self._stop = StopStrings(request.stop)
         self._pieces: list[str] = []
+        # No rule tells decoded tokens apart, so one look-up serves them all.
+        decoded = token_slots(
+            [policy.slot],
+            [policy.positions],
+            [[True]],
+            prompt_lengths=[prompt.length],
+            past_lengths=[prompt.length],
+        )
+        self.decoded_slot = int(decoded[0, 0])
         self._telemetry: AnswerTelemetry | None = None
         if policy.slot != 0 and generator._book is not None:
             self._telemetry = AnswerTelemetry(policy.name, policy.slot, prompt.length, generator._book)
 
-    @property
-    def next_slot(self) -> int:
-        """Slot of this answer's next decoded token."""
-        found = token_slots(
-            [self.policy.slot],
-            [self.policy.positions],
-            [[True]],
-            prompt_lengths=[self.prompt.length],
-            past_lengths=[self.prompt.length + len(self.token_ids) - 1],
-        )
-        return int(found[0, 0])
-
     def take(self, logits: NDArray[np.float32]) -> str:
         """Choose the next token from its logits [V] and return the text that became certain."""
-        seen = [*self.prompt.input_ids.tolist(), *self.token_ids]
-        token = choose(logits, self._request.sampling, self._rng, seen)
+        sampling = self._request.sampling
+        seen = [*self.prompt.input_ids.tolist(), *self.token_ids] if sampling.needs_history else []
+        token = choose(logits, sampling, self._rng, seen)
         self.token_ids.append(token)
         piece = self._stop.push(self._text.push(token))
         if self._stop.found is not None:
@@ -325,7 +329,7 @@ def _next_inputs(
     for answer in answers:
         if answer.finish_reason is None:
             tokens[answer.row] = answer.token_ids[-1]
-            slots[answer.row] = answer.next_slot
+            slots[answer.row] = answer.decoded_slot
             active[answer.row] = True
     return tokens, slots, active
 

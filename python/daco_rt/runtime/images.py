@@ -34,11 +34,8 @@ def open_image(source: ImageSource) -> Any:
     if isinstance(source, Image.Image):
         return ImageOps.exif_transpose(source).convert("RGB")
     if isinstance(source, np.ndarray):
-        if (
-            source.dtype != np.uint8
-            or source.ndim not in (2, 3)
-            or (source.ndim == 3 and source.shape[2] != 3)
-        ):
+        shaped = source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)
+        if source.dtype != np.uint8 or not shaped or source.size == 0:
             raise DacoError(
                 "an image array must be uint8 with shape [H, W, 3] or [H, W], "
                 f"got {source.dtype} {list(source.shape)}"

@@ -7,10 +7,9 @@ belong to `daco_rt.runtime.generate`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from daco_rt.errors import ArtifactError, DacoError, PolicyError
 from daco_rt.models.config import DecoderConfig
 from daco_rt.models.embedding import TokenEmbedding
+from daco_rt.runtime.buffers import Buffers, Step, steered_blocks
 from daco_rt.runtime.cache import KvCache
 from daco_rt.runtime.telemetry import BlockRows
 
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from daco_rt.artifacts.bundle import Bundle
 
 Library = Literal["auto", "require", "off"]
-_DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class SessionInfo:
     """What a session runs on."""
 
     operator: str
-    """"native" (the custom-op library) or "functions" (the portable form inside the file)."""
+    """"native" (the custom-op library), "functions" (the portable form inside the file), or "none" (the
+    bundle was exported without steering)."""
     library: str | None
     """Path of the library in use."""
     reason: str
@@ -45,15 +49,6 @@ class SessionInfo:
     """Version of ONNX Runtime."""
     threads: int
     """Intra-op threads; 0 leaves the choice to ONNX Runtime."""
-
-
-class Step(NamedTuple):
-    """What one run of the decoder returned."""
-
-    logits: NDArray[np.float32]
-    """Shape [B, R, V]: the rows asked for by ``logits_at``."""
-    reports: dict[int, BlockRows]
-    """Steered block -> doses [B, S, 2] and, if exported, the support [B, S, k_out]."""
 
 
 class OnnxSession:
@@ -105,27 +100,21 @@ class OnnxSession:
             raise DacoError(f"threads must be 1 or greater, got {threads}")
         self._threads = threads or 0
         path, reason = _pick_library(self.bundle, library)
-        self._library = path
         self.config = DecoderConfig.from_dict(self.bundle.decoder)
-        self._decoder = self._open(self.bundle.decoder_path)
+        self._decoder = self._open(self.bundle.decoder_path, path)
         self._vision: Any = None
         self._vision_lock = threading.Lock()
-        self._inputs = {i.name: i for i in self._decoder.get_inputs()}
-        self._outputs = [o.name for o in self._decoder.get_outputs()]
         table = self.bundle.embedding_ref()
         self._embedding = TokenEmbedding(table.file, table.offset, table.shape, table.dtype)
-        found = self._inputs["inputs_embeds"].type
+        found = next(i.type for i in self._decoder.get_inputs() if i.name == "inputs_embeds")
         if found not in _DTYPES:
             raise ArtifactError(f"{self.bundle.decoder_path} takes {found}; this runtime feeds fp32 or fp16")
         self.dtype = _DTYPES[found]
-        self.blocks: tuple[int, ...] = tuple(
-            int(n.split(".", 1)[1]) for n in self._outputs if n.startswith("doses.")
-        )
-        self.has_support = any(n.startswith("support_index.") for n in self._outputs)
+        self.blocks = steered_blocks(self._decoder)
         import onnxruntime
 
         self.info = SessionInfo(
-            operator="native" if path is not None else "functions",
+            operator="native" if path is not None else "functions" if self.blocks else "none",
             library=None if path is None else str(path),
             reason=reason,
             precision="fp32" if self.dtype == np.float32 else "fp16",
@@ -223,7 +212,8 @@ class OnnxSession:
             axes = self.config.position_axes
             position_ids = np.broadcast_to(np.arange(width), (axes, cache.batch, width))
         size = chunk or width
-        steps, logits = [], None
+        steps: list[dict[int, BlockRows]] = []
+        logits = np.empty((cache.batch, 1, self.config.vocab_size), np.float32)
         for start in range(0, width, size):
             end = min(start + size, width)
             last = n - 1 - start
@@ -235,14 +225,12 @@ class OnnxSession:
                 logits_at=np.clip(last, 0, end - start - 1)[:, None],
                 position_ids=position_ids[:, :, start:end],
             )
-            logits = step.logits.copy() if logits is None else logits
             here = (last >= 0) & (last < end - start)
             logits[here] = step.logits[here]
             steps.append({block: rows.copy() for block, rows in step.reports.items()})
         cache.lengths[:] = n
         real = np.arange(width)[None, :] < n[:, None]
         cache.next_position[:] = np.where(real, np.asarray(position_ids).max(axis=0), -1).max(axis=1) + 1
-        assert logits is not None  # width >= 1, so the loop ran
         return Step(
             logits, {block: BlockRows.join([s[block] for s in steps], axis=1) for block in self.blocks}
         )
@@ -302,7 +290,8 @@ class OnnxSession:
             raise ValueError(f"forward: embeds must have shape {list(expected)}, got {list(embeds.shape)}")
         if int(cache.lengths.max()) + width > cache.length and width > 1:
             raise ValueError(
-                f"forward: {width} tokens after {int(cache.lengths.max())} do not fit a cache of {cache.length}"
+                f"forward: {width} tokens after {int(cache.lengths.max())} do not fit "
+                f"a cache of {cache.length}"
             )
         slots = self._checked_slots(slots, (cache.batch, width))
         at = np.full((cache.batch, 1), width - 1) if logits_at is None else np.asarray(logits_at, np.int64)
@@ -329,7 +318,8 @@ class OnnxSession:
         found = np.asarray(slots)
         if found.shape != shape or not np.issubdtype(found.dtype, np.integer):
             raise ValueError(
-                f"forward: slots must be integers of shape {list(shape)}, got {found.dtype} {list(found.shape)}"
+                f"forward: slots must be integers of shape {list(shape)}, "
+                f"got {found.dtype} {list(found.shape)}"
             )
         count = 1 if self.pack is None else self.pack.slots_count
         if (found < 0).any() or (found >= count).any():
@@ -337,7 +327,7 @@ class OnnxSession:
             raise PolicyError(f"policy slots {bad} are not in this bundle, which has slots 0 to {count - 1}")
         return found.astype(np.int32)
 
-    def _open(self, path: Path) -> Any:
+    def _open(self, path: Path, library: Path | None = None) -> Any:
         import onnxruntime
 
         if not path.is_file():
@@ -345,12 +335,12 @@ class OnnxSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads
-        if self._library is not None:
+        if library is not None:
             try:
-                options.register_custom_ops_library(str(self._library))
+                options.register_custom_ops_library(str(library))
             except Exception as e:
                 raise DacoError(
-                    f"{self._library} cannot be loaded into ONNX Runtime {onnxruntime.__version__}: "
+                    f"{library} cannot be loaded into ONNX Runtime {onnxruntime.__version__}: "
                     f"{_one_line(e)}; reinstall daco-rt, or run with the library off"
                 ) from e
         try:
@@ -358,68 +348,14 @@ class OnnxSession:
         except Exception as e:  # ONNX Runtime has one exception class a status code, all of Exception
             raise ArtifactError(f"{path} is no model that ONNX Runtime can load: {_one_line(e)}") from e
 
-    def _buffers(self, cache: KvCache, width: int, rows: int) -> _Buffers:
-        key = width * 65536 + rows
-        if key not in cache.bindings:
-            # Prompt-wide buffers serve one run each; keeping them would hold their memory for the answer.
-            if width > 1:
-                return _Buffers(self, cache, width, rows)
-            cache.bindings[key] = _Buffers(self, cache, width, rows)
-        found: _Buffers = cache.bindings[key]
+    def _buffers(self, cache: KvCache, width: int, rows: int) -> Buffers:
+        # Prompt-wide buffers serve one run each; keeping them would hold their memory for the answer.
+        if width > 1:
+            return Buffers(self._decoder, self.config, cache, width, rows)
+        if rows not in cache.bindings:
+            cache.bindings[rows] = Buffers(self._decoder, self.config, cache, width, rows)
+        found: Buffers = cache.bindings[rows]
         return found
-
-
-class _Buffers:
-    """Input and output arrays of one step width, bound once to the decoder and to a cache."""
-
-    def __init__(self, session: OnnxSession, cache: KvCache, width: int, rows: int) -> None:
-        import onnxruntime
-
-        batch, config = cache.batch, session.config
-        self.inputs: dict[str, np.ndarray] = {
-            "inputs_embeds": np.zeros((batch, width, config.hidden_size), session.dtype),
-            "position_ids": np.zeros((config.position_axes, batch, width), np.int64),
-            "write_indices": np.zeros(batch, np.int64),
-            "logits_at": np.zeros((batch, rows), np.int64),
-        }
-        if "policy_slots" in session._inputs:
-            self.inputs["policy_slots"] = np.zeros((batch, width), np.int32)
-        self.outputs: dict[str, np.ndarray] = {
-            "logits": np.zeros((batch, rows, config.vocab_size), np.float32)
-        }
-        k_out = session.bundle.k_out
-        for block in session.blocks:
-            self.outputs[f"doses.{block}"] = np.zeros((batch, width, 2), np.float32)
-            if session.has_support:
-                self.outputs[f"support_index.{block}"] = np.zeros((batch, width, k_out), np.int32)
-                self.outputs[f"support_value.{block}"] = np.zeros((batch, width, k_out), np.float32)
-        self._blocks, self._support = session.blocks, session.has_support
-
-        # On the CPU an OrtValue made from an array shares its memory, so filling the array feeds the graph.
-        value = onnxruntime.OrtValue.ortvalue_from_numpy
-        self._values = {n: value(a) for n, a in {**self.inputs, **self.outputs}.items()}
-        self.binding = session._decoder.io_binding()
-        for name in self.inputs:
-            self.binding.bind_ortvalue_input(name, self._values[name])
-        for name in self.outputs:
-            self.binding.bind_ortvalue_output(name, self._values[name])
-        for name, array in cache.arrays.items():
-            letter, layer = name.split(".")
-            shared = self._values[f"cache.{name}"] = value(array)
-            self.binding.bind_ortvalue_input(f"past_{letter}.{layer}", shared)
-            self.binding.bind_ortvalue_output(f"present_{letter}.{layer}", shared)
-
-    def step(self) -> Step:
-        out: Mapping[str, np.ndarray] = self.outputs
-        reports = {
-            block: BlockRows(
-                out[f"doses.{block}"],
-                out[f"support_index.{block}"] if self._support else None,
-                out[f"support_value.{block}"] if self._support else None,
-            )
-            for block in self._blocks
-        }
-        return Step(out["logits"], reports)
 
 
 def _pick_library(bundle: Bundle, library: Library) -> tuple[Path | None, str]:
@@ -428,6 +364,8 @@ def _pick_library(bundle: Bundle, library: Library) -> tuple[Path | None, str]:
 
     if library not in ("auto", "require", "off"):
         raise DacoError(f"library must be 'auto', 'require' or 'off', got '{library}'")
+    if not bundle.steered_blocks:
+        return None, "no block is steered"
     if library == "off":
         if bundle.library_required:
             raise DacoError(

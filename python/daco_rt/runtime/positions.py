@@ -146,7 +146,8 @@ def _like(mask: ArrayLike | None, real: NDArray[np.bool_], name: str) -> NDArray
     found = np.asarray(mask).astype(bool)
     if found.shape != real.shape:
         raise ValueError(
-            f"token_slots: {name} must have the shape of attention {list(real.shape)}, got {list(found.shape)}"
+            f"token_slots: {name} must have the shape of attention {list(real.shape)}, "
+            f"got {list(found.shape)}"
         )
     return found
 

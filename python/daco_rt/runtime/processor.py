@@ -27,7 +27,8 @@ from daco_rt.runtime.images import ImageSource, open_image
 
 Message = dict[str, Any]
 """``{"role": "user", "content": text or list of {"type": "text", "text": ...} and {"type": "image", ...}}``;
-an image entry may carry its picture under ``image`` or ``path``, else it takes the next of ``images``."""
+an image entry may carry its picture under ``image``, ``path`` or ``url`` (a local file), else it takes the
+next of ``images``."""
 
 
 @dataclass(frozen=True)
@@ -206,12 +207,24 @@ def _chat(
         if isinstance(message["content"], str):
             messages.append(dict(message))
             continue
+        if not isinstance(message["content"], list):
+            raise DacoError(
+                f"the content of a message must be a string or a list, got {message['content']!r}"
+            )
         content = []
         for entry in message["content"]:
-            if entry.get("type") != "image":
+            kind = entry.get("type") if isinstance(entry, dict) else None
+            if kind == "text" and isinstance(entry.get("text"), str):
                 content.append(entry)
                 continue
-            source = next((entry[key] for key in ("image", "path") if entry.get(key) is not None), None)
+            if kind != "image":
+                raise DacoError(
+                    'an entry of a message must be {"type": "text", "text": ...} or {"type": "image"}, '
+                    f"got {entry!r}"
+                )
+            source = next(
+                (entry[key] for key in ("image", "path", "url") if entry.get(key) is not None), None
+            )
             if source is None and not waiting:
                 raise DacoError(
                     f"the messages hold more image entries than the {len(images)} image(s) that came; "
@@ -254,14 +267,17 @@ def _load(folder: Path) -> tuple[Any, Any]:
         raise ArtifactError(f"{folder} holds no tokenizer and processor that can be loaded: {reason}") from e
 
 
-def _without_video(base: type) -> type:
+def _without_video(base: Any) -> Any:
     """Return a subclass of a processor class that has no video slot."""
 
-    def get_attributes(cls: type) -> list[str]:
-        return [a for a in super(narrowed, cls).get_attributes() if a != "video_processor"]  # type: ignore[misc]
+    class WithoutVideo(base):  # type: ignore[misc]
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in super().get_attributes() if name != "video_processor"]
 
-    narrowed: type = type(base.__name__, (base,), {"get_attributes": classmethod(get_attributes)})
-    return narrowed
+    # transformers looks classes up by this name, and writes it when a processor is saved.
+    WithoutVideo.__name__ = base.__name__
+    return WithoutVideo
 
 
 def _processor_class_name(folder: Path) -> str | None:

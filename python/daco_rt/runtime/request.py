@@ -49,6 +49,8 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise DacoError(f"max_new_tokens must be 1 or greater, got {self.max_new_tokens}")
+        if self.seed is not None and self.seed < 0:
+            raise DacoError(f"seed must be 0 or greater, got {self.seed}")
         if isinstance(self.stop, str):
             raise DacoError("stop must be a list of strings, got one string; put it in a list")
         if isinstance(self.images, str):

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daco_rt.errors import DacoError
 
-Floats = NDArray[np.floating]
+Floats = NDArray[np.floating[Any]]
+
+_FEW = 1024
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Sampling:
         )
 
     @property
+    def needs_history(self) -> bool:
+        """True if the choice depends on the tokens seen so far."""
+        return self.repetition_penalty != 1
+
+    @property
     def greedy(self) -> bool:
         """True if the most likely token is taken."""
         return self.temperature == 0
@@ -87,11 +95,16 @@ def keep_top_p(logits: Floats, p: float) -> Floats:
     """Return ``logits`` [V] with all but the smallest most-likely set of total probability >= p at -inf."""
     if p >= 1:
         return logits
-    order = np.argsort(-logits, kind="stable")
-    probabilities = softmax(logits[order])
-    before = np.cumsum(probabilities) - probabilities
+    probabilities = softmax(logits)
+    # The set is nearly always small, and sorting a whole vocabulary costs more than the rest together.
+    few = min(_FEW, logits.size)
+    candidates = np.argpartition(-logits, few - 1)[:few]
+    if probabilities[candidates].sum() < p:
+        candidates = np.arange(logits.size)
+    candidates = candidates[np.lexsort((candidates, -logits[candidates]))]
+    mass = probabilities[candidates]
+    kept = candidates[np.cumsum(mass) - mass < p]
     out = np.full_like(logits, -np.inf)
-    kept = order[before < p]
     out[kept] = logits[kept]
     return out
 
@@ -134,14 +147,15 @@ def choose(
     >>> choose(np.array([0.0, 2.0, 1.0]), Sampling(), np.random.default_rng(0))
     1
     """
-    row = np.asarray(logits, dtype=np.float64)
-    top = row.max()
-    if not np.isfinite(top):
+    if not np.isfinite(logits.max()):
         raise DacoError(
             "the model returned logits that are not finite for this row; check the checkpoint and the policy "
             "with `daco-rt verify`"
         )
-    if sampling.repetition_penalty != 1:
+    if sampling.greedy and not sampling.needs_history:
+        return int(logits.argmax())
+    row: Floats = np.asarray(logits, dtype=np.float64)
+    if sampling.needs_history:
         row = penalise_repetition(row, seen, sampling.repetition_penalty)
     if sampling.greedy:
         return int(row.argmax())

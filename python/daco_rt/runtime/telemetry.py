@@ -299,16 +299,15 @@ def _ranked(tallies: dict[int, _Tally]) -> list[dict[str, Any]]:
 
 def _dose_summary(doses: NDArray[np.float32]) -> dict[str, Any]:
     finite = doses[np.isfinite(doses).all(axis=1)]
-    count = len(finite)
+    removed, applied = (
+        {"mean": float(column.mean()), "max": float(column.max())} if column.size else None
+        for column in finite.T
+    )
     return {
-        "removed_dose": {"mean": float(finite[:, 0].mean()), "max": float(finite[:, 0].max())}
-        if count
-        else None,
-        "applied_dose": {"mean": float(finite[:, 1].mean()), "max": float(finite[:, 1].max())}
-        if count
-        else None,
+        "removed_dose": removed,
+        "applied_dose": applied,
         "edited_rows": int((finite[:, 1] > 0).sum()),
-        "not_finite_rows": len(doses) - count,
+        "not_finite_rows": len(doses) - len(finite),
     }
 
 

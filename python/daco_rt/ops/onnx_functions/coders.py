@@ -72,7 +72,7 @@ def pursuit(
     schur = op("Expand", gram_diagonal, op("Shape", alpha))
     norm = op("Transpose", rows.norm, perm=[1, 0])
     level = op("Mul", norm, op.number(PURSUIT_EPS))
-    running = op("Equal", norm, norm)
+    running = op("Greater", norm, op.number(0.0))
     residual = rows.x
 
     basis: ir.Value | None = None  # Q [T, s, d]

@@ -6,7 +6,7 @@ their atom numbers, or *dense*, one entry an atom.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -30,7 +30,8 @@ class Rows(NamedTuple):
     edited: ir.Value  # [T, 1] the row is coded and its slot is a loaded policy
 
 
-class Code(NamedTuple):
+@dataclass(frozen=True)
+class Code:
     """A code of T rows: [T, k] with ``index`` [T, k], or [T, m] with ``index`` None."""
 
     value: ir.Value
@@ -212,7 +213,3 @@ def support(
 def unflatten(op: Body, x: ir.Value, slots: ir.Value, width: int) -> ir.Value:
     """Give [T, width] the leading axes of ``slots`` back."""
     return op("Reshape", x, op("Concat", op("Shape", slots), op.ints(width), axis=0), allowzero=1)
-
-
-CodeOf = Callable[[Body, Rows], "Code | None"]
-"""A coder: from rows to their code; ``None`` where nothing is coded."""

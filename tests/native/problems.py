@@ -1,0 +1,205 @@
+"""Random steering problems with everything awkward in them, and float64 judgements of what came out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from daco_rt.ops import reference
+
+BF16 = ml_dtypes.bfloat16
+DTYPES: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": BF16}
+EPS32 = float(np.finfo(np.float32).eps)
+POLICIES = 6
+Array = NDArray[Any]
+
+
+@dataclass
+class Problem:
+    """Operands of one call; ``policy`` holds the keyword arguments that both operators share."""
+
+    z: Array
+    slots: Array
+    enc: Array
+    bias: Array
+    dec: Array
+    threshold: Array
+    policy: dict[str, Array]
+
+    @property
+    def coded(self) -> list[int]:
+        """Rows that get a code: finite, with a slot in [1, P)."""
+        finite = np.isfinite(self.z.astype(np.float64)).all(axis=1)
+        return [t for t in range(len(self.z)) if finite[t] and 1 <= self.slots[t] < POLICIES]
+
+
+def random_problem(
+    rng: np.random.Generator, rows: int, atoms: int, dim: int, weight: Any, activation: Any, metric: bool
+) -> Problem:
+    """Coherent atoms with a duplicate and a zero one; sparse rows; broken rows and slots.
+
+    ``metric``: the analysis matrix is the atoms under a metric, with a bias that centres the rows.
+    """
+    dec = rng.normal(size=(atoms, dim)) + 0.6 * rng.normal(size=dim)
+    dec /= np.maximum(np.linalg.norm(dec, axis=1, keepdims=True), 1e-9)
+    dec *= rng.uniform(0.5, 2.0, size=(atoms, 1)) if metric else 1.0
+    if atoms > 5:
+        dec[5] = dec[1]
+        dec[3] = 0.0
+    dec = dec.astype(weight)
+    bias = 0.05 * rng.normal(size=atoms)
+    if atoms > 5:
+        bias[5] = bias[1]
+    enc = dec
+    if metric:
+        root = np.eye(dim) + 0.3 * rng.normal(size=(dim, dim)) / np.sqrt(dim)
+        enc = (dec.astype(np.float64) @ (root @ root.T)).astype(weight)
+
+    weights = (rng.random((rows, atoms)) < 4 / atoms) * rng.uniform(1, 5, size=(rows, atoms))
+    z = (weights @ dec.astype(np.float64) + 0.2 * rng.normal(size=(rows, dim))).astype(activation)
+    slots = rng.integers(0, POLICIES, rows).astype(np.int32)
+    for t in range(rows):
+        match t % 9:
+            case 3:
+                z[t] = 0
+            case 5:
+                z[t, rng.integers(dim)] = rng.choice([np.nan, np.inf, -np.inf])
+            case 7:
+                slots[t] = rng.choice([-1, POLICIES, 2**31 - 1, -(2**31)])
+            case 8 if activation is np.float32:
+                z[t] *= 1e16
+
+    gain = np.where(rng.random((POLICIES, atoms)) < 0.3, rng.choice([0.0, -1.0, 0.5]), 1.0)
+    boost = np.where(rng.random((POLICIES, atoms)) < 0.1, 0.4, 0.0)
+    shift = 0.1 * rng.normal(size=(POLICIES, dim))
+    boost[:4], shift[:4] = 0, 0
+    limits = np.zeros((POLICIES, 4))  # 2: gain only; 3: deadband and cap; 4: boost, shift, norm; 5: all
+    limits[3] = 0.3, 0.25, 0, 0
+    limits[4] = 0, 0, 1, 0
+    limits[5] = 0.1, 0.4, 1, 0
+    policy = {
+        "gain": gain.astype(np.float32),
+        "boost": boost.astype(np.float32),
+        "undesirable": rng.random((POLICIES, atoms)) < 0.3,
+        "shift": shift.astype(np.float32),
+        "limits": limits.astype(np.float32),
+    }
+    threshold = np.abs(0.3 * rng.normal(size=atoms)).astype(np.float32)
+    return Problem(z, slots, enc, bias.astype(np.float32), dec, threshold, policy)
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def gram_of(problem: Problem) -> Array:
+    return problem.enc.astype(np.float64) @ problem.dec.astype(np.float64).T
+
+
+def correlations(problem: Problem, t: int, dtype: Any = np.float64) -> Array:
+    """Return E z + b of row t [m], plainly in ``dtype``."""
+    return problem.enc.astype(dtype) @ problem.z[t].astype(dtype) + problem.bias.astype(dtype)
+
+
+def correlation_error(problem: Problem, t: int) -> float:
+    """Bound of the error of fp32 correlations of row t."""
+    size = np.abs(problem.enc.astype(np.float64)) @ np.abs(problem.z[t].astype(np.float64))
+    return 4 * EPS32 * float((size + np.abs(problem.bias)).max())
+
+
+class Undecidable(Exception):
+    """A row stands so near to a cliff that two right answers exist; it is counted, not compared."""
+
+
+def follow_pursuit(
+    problem: Problem, t: int, support: set[int], gram: Array, k: int, sign: str, coarse: float
+) -> tuple[list[int], Array]:
+    """Follow a greedy pursuit in float64 that agrees with the kernel wherever rounding may decide.
+
+    ``coarse`` is the relative error of the Gram entries that chose. Returns the picks and their exact codes.
+
+    Raises
+    ------
+    Undecidable
+        If the duplicate test or a stop is within rounding.
+    """
+    row = problem.z[t].astype(np.float64)
+    start = correlations(problem, t)
+    error = correlation_error(problem, t)
+    asymmetry = float(np.abs(gram - gram.T).max())
+    floor = reference.PURSUIT_EPS * np.linalg.norm(row)
+    usable = np.diag(gram) > 0
+    picked: list[int] = []
+    c = np.zeros(0)
+    alpha = start
+    while len(picked) < k:
+        margin = error + float(np.abs(c).sum()) * (coarse * float(np.abs(gram).max()) + asymmetry + 8 * EPS32)
+        score = np.where(usable, np.abs(alpha) if sign == "signed" else alpha, -np.inf)
+        best = float(score.max())
+        if abs(best - floor) <= margin:
+            # Which side of the floor decides: the kernel may have gone on into rounding noise or stopped.
+            raise Undecidable
+        if best <= floor:
+            break
+        near = np.flatnonzero(score >= best - 2 * margin)
+        j = int(np.argmax(score))
+        if len(near) > 1 and j not in support:
+            j = next((int(i) for i in near if int(i) in support), j)
+        usable[j] = False
+        if picked:
+            inner, cross = gram[np.ix_(picked, picked)], gram[picked, j]
+            pivot = 1 - cross @ np.linalg.solve(inner, cross) / gram[j, j]
+            if abs(pivot - reference.PIVOT_MIN) < 5e-5 + 2 * asymmetry:
+                raise Undecidable
+            if pivot < reference.PIVOT_MIN:
+                continue
+        picked.append(j)
+        inner = gram[np.ix_(picked, picked)]
+        target = start[picked]
+        c = reference._nnls(inner, target) if sign == "nnls" else np.linalg.solve(inner, target)
+        alpha = start - gram[:, picked] @ c
+    return picked, c
+
+
+def plain_code(problem: Problem, t: int, picked: list[int]) -> Array:
+    """Codes of the picked atoms as plain NumPy float32 finds them."""
+    gram = (problem.enc[picked].astype(np.float32) @ problem.dec[picked].astype(np.float32).T).astype(np.float32)
+    target = correlations(problem, t, np.float32)[picked]
+    return np.linalg.solve(gram, target).astype(np.float64) if picked else np.zeros(0)
+
+
+def condition(gram: Array, picked: list[int]) -> float:
+    return float(np.linalg.cond(gram[np.ix_(picked, picked)])) if picked else 1.0
+
+
+def edited(problem: Problem, t: int, code: Array, dtype: Any) -> Array:
+    """Return z' of row t before it is rounded to z's dtype, computed in ``dtype``; observe rows stay."""
+    row = problem.z[t].astype(dtype)
+    p = int(problem.slots[t])
+    if p < 2:
+        return row
+    policy = problem.policy
+    limits = policy["limits"][p].astype(dtype)
+    operands = (problem.dec, policy["gain"][p], policy["boost"][p], policy["shift"][p])
+    return reference.edit_row(row, code.astype(dtype), *(x.astype(dtype) for x in operands), limits)
+
+
+def near_deadband(problem: Problem, t: int, code: Array, slack: float) -> bool:
+    theta = float(problem.policy["limits"][problem.slots[t], 0])
+    strength = np.abs(code) * np.linalg.norm(problem.dec.astype(np.float64), axis=1)
+    return theta > 0 and bool((np.abs(strength[code != 0] - theta) <= slack).any())
+
+
+def doses(problem: Problem, t: int, code: Array, out: Array) -> tuple[float, float]:
+    """Removed and applied dose of row t in float64."""
+    row = problem.z[t].astype(np.float64)
+    norm = float(np.linalg.norm(row))
+    if norm == 0:
+        return 0.0, 0.0
+    strength = np.abs(code) * np.linalg.norm(problem.dec.astype(np.float64), axis=1)
+    removed = strength[problem.policy["undesirable"][problem.slots[t]]].sum()
+    return float(removed) / norm, float(np.linalg.norm(out - row)) / norm

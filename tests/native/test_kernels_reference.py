@@ -1,0 +1,237 @@
+"""Every kernel against the float64 reference: instruction sets x dtypes x coders x awkward sizes, sampled.
+
+A selection (top-k, pursuit) is judged for validity, because two right implementations may differ at a tie;
+then values are compared given the kernel's own selection, against float64, and may be at most twice as far
+from it as plain NumPy float32 is, plus a floor of a few roundings.
+
+``DACO_RT_TEST_SAMPLES`` (default 2) multiplies the sizes drawn for each combination.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import numpy as np
+import problems
+import pytest
+from problems import BF16, DTYPES, EPS32, POLICIES, same_bits
+
+from daco_rt import _native
+from daco_rt.errors import DacoError
+from daco_rt.ops import reference
+from daco_rt.ops.reference import Steered
+
+try:
+    _native.core()
+except DacoError as error:
+    pytest.skip(str(error), allow_module_level=True)
+from daco_rt.ops import numpy as kernels
+
+SAMPLES = int(os.environ.get("DACO_RT_TEST_SAMPLES", "2"))
+ATOMS = (1, 7, 33, 129, 1000)
+DIMS = (1, 3, 17, 64, 100)
+ROWS = (0, 1, 3, 17)
+ISAS = ("scalar", "avx2", "avx512")
+ROUNDING = {np.float32: EPS32, np.float16: 2.0**-11, BF16: 2.0**-8}
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    try:
+        kernels.build_gram(np.eye(1, dtype=np.float32), np.eye(1, dtype=np.float32), isa=request.param)
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+    return request.param
+
+
+def draw(seed: str, metric: bool = False):
+    """Yield (rng, problem, k) for every pair of dtypes and a few sizes, the same on every run."""
+    rng = np.random.default_rng(list(seed.encode()))
+    for weight, activation in itertools.product(DTYPES.values(), DTYPES.values()):
+        for sample in range(SAMPLES):
+            rows = int(rng.choice(ROWS)) if sample else 17
+            atoms, dim = int(rng.choice(ATOMS)), int(rng.choice(DIMS))
+            k = min(atoms, int(rng.choice((1, 4, 12, 64))))
+            yield rng, problems.random_problem(rng, rows, atoms, dim, weight, activation, metric), k
+
+
+def run_all_ways(call, problem: problems.Problem) -> Steered:
+    """Run on one and on three threads, twice: all the same bits. Checks every row that gets no code."""
+    first = call(threads=1)
+    for threads in (3, 1):
+        again = call(threads=threads)
+        assert all(same_bits(a, b) for a, b in zip(first, again, strict=True))
+    finite = np.isfinite(problem.z.astype(np.float64)).all(axis=1)
+    for t, p in enumerate(problem.slots):
+        outside = not 0 <= p < POLICIES
+        if outside:
+            assert np.isnan(first.z[t].astype(np.float64)).all()
+        elif p < 2 or not finite[t]:
+            assert same_bits(first.z[t], problem.z[t])
+        if outside or p == 0 or not finite[t]:
+            assert (first.support_index[t] == -1).all() and (first.support_value[t] == 0).all()
+            assert np.isnan(first.doses[t]).all() if outside or p else (first.doses[t] == 0).all()
+        else:
+            for part in (first.z[t], first.doses[t], first.support_value[t]):
+                assert np.isfinite(part.astype(np.float64)).all()
+    return first
+
+
+def code_of(out: Steered, problem: problems.Problem, t: int) -> np.ndarray:
+    """Read row t's whole code from its reported support, checking how that is ordered and padded."""
+    index, value = out.support_index[t], out.support_value[t].astype(np.float64)
+    n = int((index >= 0).sum())
+    assert (index[n:] == -1).all() and (value[n:] == 0).all() and (value[:n] != 0).all()
+    assert len(set(index[:n].tolist())) == n
+    strength = np.abs(value[:n]) * np.linalg.norm(problem.dec[index[:n]].astype(np.float64), axis=1)
+    assert (strength[:-1] >= strength[1:] * (1 - 1e-6)).all()
+    tied = (np.abs(value[: n - 1]) == np.abs(value[1:n])) & np.array(
+        [same_bits(problem.dec[i], problem.dec[j]) for i, j in itertools.pairwise(index[:n])], bool
+    )
+    assert (index[: n - 1][tied] < index[1:n][tied]).all()
+    code = np.zeros(len(problem.dec))
+    code[index[:n]] = value[:n]
+    return code
+
+
+def check_edit(out: Steered, problem: problems.Problem, t: int, exact, plain, slack: float) -> None:
+    """z' and doses of row t, given float64 codes and those of plain float32; ``slack`` bounds code errors."""
+    dtype = problem.z.dtype.type
+    wanted = problems.edited(problem, t, exact, np.float64)
+    simple = problems.edited(problem, t, plain, np.float32)
+    size = max(float(np.abs(wanted).max()), float(np.abs(problem.z[t].astype(np.float64)).max()))
+    edits = 1 + float(np.abs(exact).sum())
+    norms = float(np.linalg.norm(problem.dec.astype(np.float64), axis=1).max())
+    floor = 8 * EPS32 * (size + edits) + 3 * np.count_nonzero(exact) * norms * slack
+    got = out.z[t].astype(np.float64)
+    excess = np.abs(got - wanted) - 2 * np.abs(simple.astype(dtype).astype(np.float64) - wanted).max()
+    assert (excess <= floor + ROUNDING[dtype] * np.abs(wanted)).all(), (excess.max(), floor)
+
+    norm = float(np.linalg.norm(problem.z[t].astype(np.float64)))
+    bound = 1e-5 if norm == 0 else 1e-5 + 2 * np.sqrt(len(got)) * floor / norm
+    assert np.abs(out.doses[t] - problems.doses(problem, t, exact, wanted)).max() <= bound * 4
+
+
+@pytest.mark.parametrize("coder", ["topk", "relu", "jumprelu", "none"])
+def test_sae(isa, coder):
+    compared = 0
+    for _, problem, k in draw(f"sae {coder}"):
+        m = len(problem.dec)
+        k_out = m if coder != "topk" else k
+        threshold = problem.threshold if coder == "jumprelu" else None
+
+        def call(threads, problem=problem, k=k, k_out=k_out, threshold=threshold):
+            return kernels.steer_sae(
+                problem.z, problem.slots, problem.enc, problem.bias, problem.dec, threshold=threshold,
+                **problem.policy, coder=coder, k=k, k_out=k_out, isa=isa, threads=threads,
+            )  # fmt: skip
+
+        out = run_all_ways(call, problem)
+        watched = reference.watched_latents(*(problem.policy[n] for n in ("gain", "boost", "undesirable")))
+        for t in problem.coded:
+            got = code_of(out, problem, t)
+            exact = problems.correlations(problem, t)
+            margin = problems.correlation_error(problem, t)
+            chosen = got != 0
+            if coder == "topk":
+                assert chosen.sum() <= k
+                rest = float(exact[~chosen].max(initial=0.0))
+                assert chosen.sum() == k or rest <= margin
+                assert exact[chosen].min(initial=np.inf) >= rest - 2 * margin
+                if m > 5:
+                    assert chosen[1] or not chosen[5]  # the same atom twice: the lower index first
+            elif coder == "none":
+                assert not chosen.any()
+            else:
+                level = np.zeros(m) if threshold is None else threshold.astype(np.float64)
+                sure = watched & (np.abs(exact - level) > margin)
+                assert (chosen[sure] == (exact > level)[sure]).all()
+                assert not chosen[~watched].any()
+            code = np.where(chosen, exact, 0.0)
+            plain = np.where(chosen, problems.correlations(problem, t, np.float32), 0.0)
+            error = np.abs(got - code).max()
+            assert error <= 2 * np.abs(plain - code).max() + margin
+            if not problems.near_deadband(problem, t, code, margin * 4):
+                check_edit(out, problem, t, code, plain, margin)
+                compared += 1
+    assert compared > 20
+
+
+@pytest.mark.parametrize("gram_dtype", [None, np.float32, np.float16], ids=["nogram", "gram32", "gram16"])
+@pytest.mark.parametrize("sign", ["positive", "signed", "nnls"])
+@pytest.mark.parametrize("metric", [False, True], ids=["plain", "metric"])
+def test_pursuit(isa, metric, sign, gram_dtype):
+    compared = undecidable = 0
+    for _, problem, k in draw(f"pursuit {sign} {gram_dtype} {metric}", metric):
+        gram = None
+        if gram_dtype is not None:
+            gram = kernels.build_gram(problem.enc, problem.dec, gram_dtype, isa=isa)
+
+        def call(threads, problem=problem, k=k, gram=gram):
+            return kernels.steer_pursuit(
+                problem.z, problem.slots, problem.enc, problem.bias, problem.dec, gram=gram,
+                **problem.policy, k=k, sign=sign, k_out=k, isa=isa, threads=threads,
+            )  # fmt: skip
+
+        out = run_all_ways(call, problem)
+        exact_gram = problems.gram_of(problem)
+        for t in problem.coded:
+            got = code_of(out, problem, t)
+            support = set(np.flatnonzero(got).tolist())
+            coarse = 2.0**-11 if gram_dtype is np.float16 else 0.0
+            try:
+                picked, c = problems.follow_pursuit(problem, t, support, exact_gram, k, sign, coarse)
+            except problems.Undecidable:
+                undecidable += 1
+                continue
+            kept = np.abs(c) > 0 if sign == "signed" else c > 0
+            code = np.zeros(len(problem.dec))
+            code[np.array(picked, int)[kept]] = c[kept]
+            plain = code.copy()
+            if sign != "nnls":
+                plain[np.array(picked, int)[kept]] = problems.plain_code(problem, t, picked)[kept]
+            slack = problems.condition(exact_gram, picked) * (
+                problems.correlation_error(problem, t) + 8 * EPS32 * float(np.abs(c).sum())
+            )
+            assert np.abs(got - code).max() <= 2 * np.abs(plain - code).max() + slack, (picked, sorted(support))
+            if not problems.near_deadband(problem, t, code, 4 * slack):
+                check_edit(out, problem, t, code, plain, slack)
+            compared += 1
+    assert compared > 20 and undecidable < compared
+
+
+@pytest.mark.parametrize("gram", [True, False])
+@pytest.mark.parametrize("sign", ["positive", "signed", "nnls"])
+def test_a_tolerance_stops_the_pursuit(isa, sign, gram):
+    rng = np.random.default_rng(5)
+    problem = problems.random_problem(rng, 17, 129, 64, np.float32, np.float32, False)
+    matrix = kernels.build_gram(problem.enc, problem.dec, isa=isa) if gram else None
+    shared = dict(problem.policy, sign=sign, k=40, k_out=40)
+    for tol in (0.3, 0.05, 1.0):
+        out = kernels.steer_pursuit(
+            problem.z, problem.slots, problem.enc, problem.bias, problem.dec, gram=matrix, tol=tol, isa=isa,
+            **shared,
+        )  # fmt: skip
+        for t in problem.coded:
+            row = problem.z[t].astype(np.float64)
+            exact = [
+                reference.orthogonal_matching_pursuit(
+                    row, problem.enc.astype(np.float64), problem.bias.astype(np.float64),
+                    reference.GramColumns(problem.enc.astype(np.float64), problem.dec.astype(np.float64)),
+                    problem.dec.astype(np.float64), k=40, sign=sign, tol=scaled,
+                )
+                for scaled in (tol * (1 - 1e-4), tol * (1 + 1e-4))
+            ]  # fmt: skip
+            counts = {int(np.count_nonzero(c)) for c in exact}
+            assert int((out.support_index[t] >= 0).sum()) in counts
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["gram32", "gram16"])
+def test_build_gram(isa, dtype):
+    for rng, problem, _ in draw(f"gram {dtype}", metric=True):
+        got = kernels.build_gram(problem.enc, problem.dec, dtype, isa=isa, threads=int(rng.integers(1, 4)))
+        size = np.abs(problem.enc.astype(np.float64)) @ np.abs(problem.dec.astype(np.float64)).T
+        exact = problems.gram_of(problem)
+        bound = 4 * EPS32 * size + (2.0**-11 * np.abs(exact) + 2.0**-25 if dtype is np.float16 else 0)
+        assert (np.abs(got.astype(np.float64) - exact) <= bound).all()
