@@ -2,6 +2,7 @@
 # DACO_RT_<NAME>_STATE what the summary prints.
 
 find_package(Python 3.10 QUIET COMPONENTS Interpreter Development.Module)
+find_package(Threads REQUIRED)
 
 # Refuses when the user insisted on what cannot be built, else remembers the reason.
 macro(daco_rt_skip name reason)
@@ -78,7 +79,7 @@ if(NOT DACO_RT_ONNXRUNTIME STREQUAL "OFF")
                                           csrc/adapters/onnxruntime/kernels.cpp
                                           csrc/adapters/onnxruntime/library.cpp)
       target_include_directories(daco_onnxruntime SYSTEM PRIVATE "${ONNXRUNTIME_INCLUDE_DIR}")
-      target_link_libraries(daco_onnxruntime PRIVATE daco_core daco_flags)
+      target_link_libraries(daco_onnxruntime PRIVATE daco_core daco_flags Threads::Threads)
       target_link_options(daco_onnxruntime PRIVATE -Wl,-z,defs)
       install(TARGETS daco_onnxruntime LIBRARY DESTINATION daco_rt/lib)
     endif()
@@ -96,7 +97,6 @@ if(DACO_RT_PYTHON)
       set(DACO_RT_PYTHON_STATE "not built: nanobind is not installed")
     else()
       set(DACO_RT_PYTHON_STATE "built for Python ${Python_VERSION} with nanobind ${nanobind_version}")
-      find_package(Threads REQUIRED)
       find_package(nanobind CONFIG REQUIRED PATHS "${nanobind_path}/cmake" NO_DEFAULT_PATH)
       configure_file(csrc/adapters/numpy/build_info.h.in generated/build_info.h @ONLY)
       nanobind_add_module(_core STABLE_ABI NB_STATIC csrc/adapters/numpy/module.cpp)

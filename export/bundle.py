@@ -255,6 +255,11 @@ def _fit(ckpt: Checkpoint, pack: Pack, layers: Iterable[int] | None) -> Pack:
             f"{pack.path} was made for another model than {ckpt.label}: {difference}; "
             "build a pack for this one"
         )
+    if pack.dim != ckpt.decoder.hidden_size:
+        raise ArtifactError(
+            f"{pack.path} has atoms of width {pack.dim}, {ckpt.label} has hidden_size "
+            f"{ckpt.decoder.hidden_size}; build the pack for this model"
+        )
     beyond = [block for block in pack.blocks if block >= ckpt.decoder.num_layers]
     if beyond:
         raise ArtifactError(

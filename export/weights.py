@@ -6,7 +6,6 @@ and the graph points inside it. The others are converted into one file, a block 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from daco_rt.artifacts.store import ArtifactWriter
 from daco_rt.artifacts.tensors import DTYPES, TensorRef, read_header
 from daco_rt.errors import CheckpointError
+from daco_rt.models import check_finite
 from daco_rt.progress import progress
 
 DTYPE_OF = {"fp32": "F32", "fp16": "F16"}
@@ -25,8 +25,9 @@ FOLDER = "weights"
 CONVERTED = "weights/converted.safetensors"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _CHUNK_BYTES = 32 << 20
-_SCAN_BLOCK = 1 << 20
 _SCAN_BUDGET = 2 << 30
+# Beyond this, linked shards are recorded by samples: hashing them whole would take longer than the export.
+_HASH_LIMIT = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def place_weights(refs: Iterable[TensorRef], precision: str, writer: ArtifactWri
     ------
     CheckpointError
         If a tensor holds NaN or infinity, is no float, or does not fit in fp16. Converted tensors are
-        checked whole; linked ones in blocks spread evenly over at most 2 GiB, whole below that.
+        checked whole; linked ones in pieces spread evenly, 2 GiB of them at most.
     """
     wanted = DTYPE_OF[precision]
     needed = {ref.name: ref for ref in refs}
@@ -69,10 +70,12 @@ def place_weights(refs: Iterable[TensorRef], precision: str, writer: ArtifactWri
                 "quantised checkpoints cannot be exported: use the original one"
             )
     kept = [ref for ref in needed.values() if ref.dtype == wanted]
-    scan_finite(kept)
+    total = sum(ref.nbytes for ref in kept)
+    with progress("checking weights", min(total, _SCAN_BUDGET), unit="bytes") as advance:
+        check_finite(kept, at_most=_SCAN_BUDGET, progress=advance)
     files = {file: f"{FOLDER}/{name}" for file, name in _unique_names({ref.file for ref in kept}).items()}
     for file, relative in files.items():
-        writer.link(file, relative)
+        writer.link(file, relative, full_hash=total <= _HASH_LIMIT)
 
     moved = {ref.name: ref for ref in needed.values() if ref.dtype != wanted}
     if not moved:
@@ -82,48 +85,6 @@ def place_weights(refs: Iterable[TensorRef], precision: str, writer: ArtifactWri
         sources = {name: (wanted, ref.shape, _converter(ref, wanted, advance)) for name, ref in moved.items()}
         writer.write_safetensors(CONVERTED, sources)
     return Placement(files, read_header(writer.path / CONVERTED))
-
-
-def scan_finite(refs: Iterable[TensorRef]) -> None:
-    """Refuse weights that hold NaN or infinity.
-
-    Reads with its own buffer, so memory stays flat; beyond 2 GiB of weights, evenly spaced blocks of
-    1 MiB are read, so that an 7B checkpoint costs a second and not a minute.
-
-    Raises
-    ------
-    CheckpointError
-        Naming file and tensor.
-    """
-    refs = [ref for ref in refs if ref.nbytes]
-    total = sum(ref.nbytes for ref in refs)
-    keep_one_in = max(1, -(-total // _SCAN_BUDGET))
-    with progress("checking weights", total // keep_one_in, unit="bytes") as advance:
-        count = 0
-        for ref in refs:
-            with open(ref.file, "rb", buffering=0) as file:
-                for start in range(0, ref.nbytes, _SCAN_BLOCK):
-                    count += 1
-                    if count % keep_one_in:
-                        continue
-                    size = min(_SCAN_BLOCK, ref.nbytes - start)
-                    block = os.pread(file.fileno(), size, ref.offset + start)
-                    if not _finite(np.frombuffer(block, DTYPES[ref.dtype])):
-                        raise _not_finite(ref)
-                    advance(size)
-
-
-def _finite(block: np.ndarray) -> bool:
-    """Whether all values are finite; the sum decides at once unless it overflows."""
-    wide = block if block.dtype == np.float32 else block.astype(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(wide.sum(dtype=np.float32))) or bool(np.isfinite(wide).all())
-
-
-def _not_finite(ref: TensorRef) -> CheckpointError:
-    return CheckpointError(
-        f"{ref.file}: tensor '{ref.name}' holds NaN or infinity; the checkpoint is damaged: fetch it again"
-    )
 
 
 def _converter(
@@ -137,11 +98,10 @@ def _converter(
         step = max(1, _CHUNK_BYTES // max(1, ref.nbytes // max(rows, 1)))
         for start in range(0, rows, step):
             chunk = np.asarray(source[start : start + step]).astype(np.float32)
-            if not _finite(chunk):
-                raise _not_finite(ref)
             with np.errstate(over="ignore"):
                 narrow = chunk.astype(target)
             if not np.isfinite(narrow).all():
+                check_finite([ref])
                 raise CheckpointError(
                     f"{ref.file}: tensor '{ref.name}' reaches {np.abs(chunk).max():.3g}, more than fp16 can "
                     "hold; export with --precision fp32"

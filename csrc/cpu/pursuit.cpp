@@ -92,6 +92,8 @@ void refit(const SteerPursuit& op, Pursuit* row) {
 bool extend(const SteerPursuit& op, const Kernels& kernels, float* correlation, float* start, Pursuit* row,
             const PursuitScratch& scratch) {
   constexpr float kBarred = std::numeric_limits<float>::quiet_NaN();
+  // Against a zero row every correlation that a bias leaves is infinitely large; its code is empty.
+  if (!(row->norm > 0)) return false;
   for (;;) {
     const Peak best = kernels.peak(correlation, atoms_of(op), op.sign == PursuitSign::kSigned);
     if (best.index < 0 || !(best.value > kSmallestCorrelation * row->norm)) return false;

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def make_pack(pocket: Checkpoint, tmp_path: Path) -> Callable[..., Pack]:
                 "limits": np.zeros((3, 4), np.float32),
             }
         fields = {
-            "model": model_identity(pocket),
+            "model": replace(model_identity(pocket), hidden_size=d),
             "op": "sae",
             "coder": "topk",
             "k": 4,

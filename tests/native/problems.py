@@ -96,87 +96,18 @@ def same_bits(a: Array, b: Array) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-def gram_of(problem: Problem) -> Array:
-    return problem.enc.astype(np.float64) @ problem.dec.astype(np.float64).T
+class Gram:
+    """G = E Aᵀ in float64, with the two figures of it that error bounds need."""
 
+    def __init__(self, problem: Problem) -> None:
+        self.matrix = problem.enc.astype(np.float64) @ problem.dec.astype(np.float64).T
+        self.asymmetry = float(np.abs(self.matrix - self.matrix.T).max())
+        self.largest = float(np.abs(self.matrix).max())
 
-def correlations(problem: Problem, t: int, dtype: Any = np.float64) -> Array:
-    """Return E z + b of row t [m], plainly in ``dtype``."""
-    return problem.enc.astype(dtype) @ problem.z[t].astype(dtype) + problem.bias.astype(dtype)
+    def of(self, picked: list[int]) -> Array:
+        return self.matrix[np.ix_(picked, picked)]
 
-
-def correlation_error(problem: Problem, t: int) -> float:
-    """Bound of the error of fp32 correlations of row t."""
-    size = np.abs(problem.enc.astype(np.float64)) @ np.abs(problem.z[t].astype(np.float64))
-    return 4 * EPS32 * float((size + np.abs(problem.bias)).max())
-
-
-class Undecidable(Exception):
-    """A row stands so near to a cliff that two right answers exist; it is counted, not compared."""
-
-
-def follow_pursuit(
-    problem: Problem, t: int, support: set[int], gram: Array, k: int, sign: str, coarse: float
-) -> tuple[list[int], Array]:
-    """Follow a greedy pursuit in float64 that agrees with the kernel wherever rounding may decide.
-
-    ``coarse`` is the relative error of the Gram entries that chose. Returns the picks and their exact codes.
-
-    Raises
-    ------
-    Undecidable
-        If the duplicate test or a stop is within rounding.
-    """
-    row = problem.z[t].astype(np.float64)
-    start = correlations(problem, t)
-    error = correlation_error(problem, t)
-    asymmetry = float(np.abs(gram - gram.T).max())
-    floor = reference.PURSUIT_EPS * np.linalg.norm(row)
-    usable = np.diag(gram) > 0
-    picked: list[int] = []
-    c = np.zeros(0)
-    alpha = start
-    while len(picked) < k:
-        margin = error + float(np.abs(c).sum()) * (coarse * float(np.abs(gram).max()) + asymmetry + 8 * EPS32)
-        score = np.where(usable, np.abs(alpha) if sign == "signed" else alpha, -np.inf)
-        best = float(score.max())
-        if abs(best - floor) <= margin:
-            # Which side of the floor decides: the kernel may have gone on into rounding noise or stopped.
-            raise Undecidable
-        if best <= floor:
-            break
-        near = np.flatnonzero(score >= best - 2 * margin)
-        j = int(np.argmax(score))
-        if len(near) > 1 and j not in support:
-            j = next((int(i) for i in near if int(i) in support), j)
-        usable[j] = False
-        if picked:
-            inner, cross = gram[np.ix_(picked, picked)], gram[picked, j]
-            pivot = 1 - cross @ np.linalg.solve(inner, cross) / gram[j, j]
-            if abs(pivot - reference.PIVOT_MIN) < 5e-5 + 2 * asymmetry:
-                raise Undecidable
-            if pivot < reference.PIVOT_MIN:
-                continue
-        picked.append(j)
-        inner = gram[np.ix_(picked, picked)]
-        target = start[picked]
-        c = reference._nnls(inner, target) if sign == "nnls" else np.linalg.solve(inner, target)
-        alpha = start - gram[:, picked] @ c
-    return picked, c
-
-
-def plain_code(problem: Problem, t: int, picked: list[int]) -> Array:
-    """Codes of the picked atoms as plain NumPy float32 finds them."""
-    gram = (problem.enc[picked].astype(np.float32) @ problem.dec[picked].astype(np.float32).T).astype(np.float32)
-    target = correlations(problem, t, np.float32)[picked]
-    return np.linalg.solve(gram, target).astype(np.float64) if picked else np.zeros(0)
-
-
-def condition(gram: Array, picked: list[int]) -> float:
-    return float(np.linalg.cond(gram[np.ix_(picked, picked)])) if picked else 1.0
-
-
-def edited(problem: Problem, t: int, code: Array, dtype: Any) -> Array:
+    def edited(problem: Problem, t: int, code: Array, dtype: Any) -> Array:
     """Return z' of row t before it is rounded to z's dtype, computed in ``dtype``; observe rows stay."""
     row = problem.z[t].astype(dtype)
     p = int(problem.slots[t])

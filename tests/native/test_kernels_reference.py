@@ -175,7 +175,7 @@ def test_pursuit(isa, metric, sign, gram_dtype):
             )  # fmt: skip
 
         out = run_all_ways(call, problem)
-        exact_gram = problems.gram_of(problem)
+        exact_gram = problems.Gram(problem)
         for t in problem.coded:
             got = code_of(out, problem, t)
             support = set(np.flatnonzero(got).tolist())
@@ -191,7 +191,7 @@ def test_pursuit(isa, metric, sign, gram_dtype):
             plain = code.copy()
             if sign != "nnls":
                 plain[np.array(picked, int)[kept]] = problems.plain_code(problem, t, picked)[kept]
-            slack = problems.condition(exact_gram, picked) * (
+            slack = exact_gram.condition(picked) * (
                 problems.correlation_error(problem, t) + 8 * EPS32 * float(np.abs(c).sum())
             )
             assert np.abs(got - code).max() <= 2 * np.abs(plain - code).max() + slack, (picked, sorted(support))
@@ -232,6 +232,6 @@ def test_build_gram(isa, dtype):
     for rng, problem, _ in draw(f"gram {dtype}", metric=True):
         got = kernels.build_gram(problem.enc, problem.dec, dtype, isa=isa, threads=int(rng.integers(1, 4)))
         size = np.abs(problem.enc.astype(np.float64)) @ np.abs(problem.dec.astype(np.float64)).T
-        exact = problems.gram_of(problem)
+        exact = problems.Gram(problem).matrix
         bound = 4 * EPS32 * size + (2.0**-11 * np.abs(exact) + 2.0**-25 if dtype is np.float16 else 0)
         assert (np.abs(got.astype(np.float64) - exact) <= bound).all()

@@ -195,6 +195,10 @@ BACKBONES = {
         "LlamaModel",
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
     ),
+    "llama-dynamic": (
+        "LlamaModel",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+    ),
     "chunked": (
         "Qwen2_5_VLTextModel",
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},

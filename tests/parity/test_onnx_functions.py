@@ -305,6 +305,26 @@ def test_duplicates_do_not_use_up_the_support():
     np.testing.assert_array_equal(np.sort(got.support_index), np.sort(want.support_index))
 
 
+@pytest.mark.parametrize(("op_type", "coder"), [("SteerSae", "topk"), ("SteerPursuit", "omp")])
+def test_rows_of_extreme_size(op_type, coder):
+    """Squares of these leave the range of fp32; the rows are finite, and so is everything about them."""
+    rng = np.random.default_rng(17)
+    operands = operands_for(op_type, coder, d=20, m=40, policies=4, weight="fp32", rng=rng)
+    operands["limits"][:] = [0, 0.3, 1, 0]
+    z = rng.normal(size=(1, 2, 20)).astype(np.float32) * np.array([1e28, 1e-28], np.float32)[None, :, None]
+    slots = np.full((1, 2), 2, np.int32)
+    for name in ("bias", "enc_bias", "boost", "shift"):
+        operands[name] = np.zeros_like(operands[name]) if name in operands else None
+    operands = {name: array for name, array in operands.items() if array is not None}
+    attributes = {"coder": coder, "k": 4, "k_out": 4}
+    function = steer_function(op_type, **attributes)
+    got = run(model_of(op_type, function, operands, activation="fp32", d=20, **attributes), z, slots)
+    want = expected(op_type, z, slots, operands, **attributes)
+    np.testing.assert_allclose(got.z, want.z, rtol=1e-4, atol=0)
+    np.testing.assert_allclose(got.doses, want.doses, rtol=1e-4)
+    np.testing.assert_array_equal(got.support_index, want.support_index)
+
+
 def test_empty_batch_and_long_prompt():
     rng = np.random.default_rng(7)
     operands = operands_for("SteerPursuit", "omp", d=16, m=32, policies=3, weight="fp32", rng=rng)

@@ -11,7 +11,7 @@ import transformers
 
 from daco_rt.artifacts import Concept, load_sae, save_dictionary, save_sae
 from daco_rt.errors import PolicyError, UnsupportedError
-from daco_rt.models import families
+from daco_rt.models import families, model_identity, resolve_checkpoint
 from daco_rt.ops import reference
 from daco_rt.steering import PolicySpec, compile_actadd_pack, compile_pursuit_pack, compile_sae_pack, steer
 from daco_rt.steering.host import identity_of
@@ -290,6 +290,14 @@ def test_refusals(model, pack, dictionary, tmp_path):
     small = transformers.Qwen2ForCausalLM(narrow)
     with pytest.raises(PolicyError, match=r"hidden size 64.*has 32"):
         enter(small, pack)
+
+
+def test_identity_is_that_of_the_checkpoint(model, tmp_path):
+    model.save_pretrained(tmp_path / "m")
+    assert identity_of(model) == model_identity(resolve_checkpoint("internvl", tmp_path / "m"))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    unknown = transformers.StableLmConfig(vocab_size=20, num_key_value_heads=2, **sizes)
+    assert identity_of(transformers.StableLmForCausalLM(unknown)) is None
 
 
 def test_calls_that_would_go_unsteered_are_refused(model, pack):

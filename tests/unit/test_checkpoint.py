@@ -246,13 +246,13 @@ def test_not_finite_is_named(kind, value, tmp_path):
     tensors = arrays(dtype=kind)
     ckpt = resolve_checkpoint("internvl", save(tmp_path / "good", tensors))
     sizes = []
-    check_finite(ckpt, ckpt.tensors, sizes.append)
+    check_finite(ckpt.tensors.values(), progress=sizes.append)
     assert sum(sizes) == sum(value.nbytes for value in tensors.values())
     tensors[DOWN][-1, -1] = value
     bad = resolve_checkpoint("internvl", save(tmp_path / "bad", tensors))
     with pytest.raises(CheckpointError, match=f"model.safetensors: tensor '{DOWN}' holds NaN or infinity"):
-        check_finite(bad, bad.canonical)
-    check_finite(bad, [NORM, "layers.0.mlp.down_proj.weight"])
+        check_finite(bad.text_weights().values())
+    check_finite([bad.ref(NORM), bad.ref("layers.0.mlp.down_proj.weight")])
 
 
 def test_finite_check_reads_every_piece(tmp_path):
@@ -262,11 +262,14 @@ def test_finite_check_reads_every_piece(tmp_path):
     table = tensors["language_model.model.embed_tokens.weight"]
     table[0, :2] = np.finfo(np.float32).max, np.finfo(np.float32).min
     good = resolve_checkpoint("internvl", save(tmp_path / "good", tensors, config))
-    check_finite(good, ["embed_tokens.weight"])
+    check_finite([good.ref("embed_tokens.weight")])
     table[-1, -1] = np.nan
     bad = resolve_checkpoint("internvl", save(tmp_path / "bad", tensors, config))
     with pytest.raises(CheckpointError, match="embed_tokens"):
-        check_finite(bad, ["embed_tokens.weight"])
+        check_finite([bad.ref("embed_tokens.weight")])
+    read = []
+    check_finite([good.ref("embed_tokens.weight")], at_most=2 << 20, progress=read.append)
+    assert 1 << 20 <= sum(read) <= 2 << 20
 
 
 def test_identity(tmp_path):

@@ -105,7 +105,6 @@ def test_round_trip_through_json():
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"model_type": "llama", "mlp_bias": True}, "mlp_bias"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type 'dynamic'"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ between layer types"),

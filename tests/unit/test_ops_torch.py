@@ -133,6 +133,15 @@ def test_layouts_do_not_matter(op):
 
 
 @pytest.mark.parametrize("op", FUNCTIONS)
+def test_one_row_without_further_axes(op):
+    case = tensors(op, rows=(1,))
+    want = FUNCTIONS[op](**case, k=8, k_out=2)
+    got = FUNCTIONS[op](**{**case, "z": case["z"][0], "slots": case["slots"][0]}, k=8, k_out=2)
+    assert [tuple(x.shape) for x in got] == [(48,), (2,), (2,), (2,)]
+    assert all(torch.equal(a, b[0]) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("op", FUNCTIONS)
 def test_threads_do_not_change_the_result(op):
     case = tensors(op, rows=(33,))
     before = torch.get_num_threads()

@@ -10,8 +10,8 @@
 #include <optional>
 #include <string>
 
-#include "adapters/numpy/thread_pool.h"
 #include "adapters/operands.h"
+#include "adapters/thread_pool.h"
 #include "build_info.h"
 
 namespace nb = nanobind;

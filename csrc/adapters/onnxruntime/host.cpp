@@ -88,13 +88,17 @@ Operand Tensor::operand() const {
   return o;
 }
 
+int machine_threads() {
+  constexpr unsigned kMost = 64;
+  return static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, kMost));
+}
+
 Executor intra_op_threads(const Ort::KernelContext& context) {
   Executor e;
   e.context = const_cast<Ort::KernelContext*>(&context);
   // ONNX Runtime does not tell the size of its pool. The count only shapes the partition: tasks beyond the
   // pool's size queue, and results do not depend on it.
-  constexpr unsigned kMost = 64;
-  e.threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, kMost));
+  e.threads = machine_threads();
   e.run = [](void* self, int64_t tasks, void (*body)(void*, int64_t), void* arg) {
     struct Job {
       void (*body)(void*, int64_t);

@@ -35,6 +35,9 @@ class Tensor {
   std::vector<int64_t> shape_;
 };
 
+// How many threads are worth planning for on this machine.
+int machine_threads();
+
 // The session's intra-op threads; `context` must outlive the executor.
 Executor intra_op_threads(const Ort::KernelContext& context);
 

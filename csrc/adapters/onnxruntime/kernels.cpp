@@ -1,11 +1,15 @@
 #include "adapters/onnxruntime/kernels.h"
 
+#include "adapters/thread_pool.h"
+
 namespace daco::adapters {
 namespace {
 
 // Up to this many atoms the Gram matrix stays in fp32 (64 MB); above it fp16 halves what pursuit reads,
 // and codes are refitted in fp32 either way.
 constexpr int64_t kGramInFp32 = 4096;
+// Multiplications below which starting threads costs more than they save.
+constexpr int64_t kSmallGram = 100'000'000;
 
 // The precomputed Gram matrix belongs to pursuit only.
 void attach_gram(const SteerPursuit& from, const char* gram, SteerPursuit* op) {
@@ -109,9 +113,10 @@ void PursuitKernel::precompute_gram(const Ort::ConstKernelInfo& info) {
   check(bind_gram(e.operand(), a.operand(), &weight, &m, &d));
   attributes_.gram_dtype = m <= kGramInFp32 ? DType::kF32 : DType::kF16;
   gram_.reset(new char[static_cast<size_t>(m) * static_cast<size_t>(m) * size_of(attributes_.gram_dtype)]);
-  // A session under construction lends no threads.
+  // A session under construction lends no threads, and tens of thousands of atoms take one thread a minute.
+  ThreadPool pool(m * m * d < kSmallGram ? 1 : machine_threads());
   check(cpu::build_gram(e.operand().data, a.operand().data, weight, m, d, gram_.get(), attributes_.gram_dtype,
-                        Executor::serial()));
+                        pool.executor()));
 }
 
 }  // namespace daco::adapters

@@ -95,13 +95,14 @@ def run(arguments: argparse.Namespace) -> int:
     print(flush=True)
     if answer.telemetry is not None:
         from rich.console import Console
+        from rich.markup import escape
 
         from daco_rt.runtime.telemetry import telemetry_table
 
         console = Console(stderr=True, highlight=False)
         if arguments.telemetry:
             console.print(telemetry_table(answer.telemetry, text_of))
-        console.print(f"[dim]{answer.telemetry.sentence()}[/]")
+        console.print(escape(answer.telemetry.sentence()), style="dim")
     return 0
 
 

@@ -78,8 +78,8 @@ _TURNS = (
     (
         "How can I plan my week better?",
         "Planning your week is easier than it seems. Start by writing down everything that you have to do, "
-        "and then decide which of these things matter most. 1. Set a clear goal for each day. 2. Leave some time "
-        "between tasks, because things often take longer than expected.",
+        "and then decide which of these things matter most. 1. Set a clear goal for each day. 2. Leave some "
+        "time between tasks, because things often take longer than expected.",
     ),
     (
         "What is the difference between a guess and an estimate?",
@@ -101,13 +101,14 @@ _TURNS = (
     (
         "Which of the two options is better?",
         "It depends on several factors. The first option is a popular choice that is known for its "
-        "simplicity, whereas the second one is more flexible. In conclusion, both can be used for a variety of purposes.",
+        "simplicity, whereas the second one is more flexible. In conclusion, both can be used for a "
+        "variety of purposes.",
     ),
     (
         "What should I know about it?",
-        "It is a type of object that is typically used for a specific purpose. It was first made in the early "
-        "20th century and has been used in many parts of the world. It is usually large, and it is often found "
-        "in places such as these.",
+        "It is a type of object that is typically used for a specific purpose. It was first made in the "
+        "early 20th century and has been used in many parts of the world. It is usually large, and it is "
+        "often found in places such as these.",
     ),
 )
 

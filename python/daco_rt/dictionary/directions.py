@@ -189,9 +189,10 @@ def _contrast(
 ) -> tuple[np.ndarray, np.ndarray]:
     missing = np.flatnonzero(counts == 0)
     if missing.size:
+        name = concepts[missing[0]].name
         raise DacoError(
-            f"concept {concepts[missing[0]].name!r} could not be read at block {block}: each of its readings is "
-            "a massive activation; remove it from the list or choose another block"
+            f"concept {name!r} could not be read at block {block}: each of its readings is a massive "
+            "activation; remove it from the list or choose another block"
         )
     own = sums / counts[:, None]
     others = (sums.sum(axis=0) - sums) / (counts.sum() - counts)[:, None]

@@ -7,6 +7,7 @@ headers of the weight files are read here; the tensors stay where they are, as r
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _BUILT_IN = ("smol", "pocket")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_CHUNK = 4 << 20
+_CHUNK = 1 << 20
 # Mask of an element's exponent and mantissa, and the smallest such pattern that is no finite number.
 _NON_FINITE = {"F32": (np.uint32, 0x7FFFFFFF, 0x7F800000), "F16": (np.uint16, 0x7FFF, 0x7C00),
                "BF16": (np.uint16, 0x7FFF, 0x7F80)}  # fmt: skip
@@ -126,21 +127,25 @@ def model_identity(checkpoint: Checkpoint) -> ModelIdentity:
 
 
 def check_finite(
-    checkpoint: Checkpoint, names: Iterable[str], progress: Callable[[int], None] | None = None
+    refs: Iterable[TensorRef], *, at_most: int | None = None, progress: Callable[[int], None] | None = None
 ) -> None:
     """Raise ``CheckpointError`` naming the first tensor that holds NaN or infinity.
 
-    ``names`` are stored or canonical. Files are read in small pieces rather than mapped, so that a check's
-    memory does not grow with the model. ``progress`` is called with the bytes just read.
+    Files are read in small pieces rather than mapped, so that a check's memory does not grow with the model.
+    With ``at_most`` no more than about that many bytes are read, in pieces spread evenly over the weights.
+    ``progress`` is called with the bytes just read.
     """
-    for name in names:
-        ref = checkpoint.ref(name)
+    refs = list(refs)
+    every = 1 if at_most is None else max(1, -(-sum(ref.nbytes for ref in refs) // at_most))
+    count = 0
+    for ref in refs:
         kind, mask, limit = _NON_FINITE[ref.dtype]
-        left = ref.nbytes
         with open(ref.file, "rb", buffering=0) as file:
-            file.seek(ref.offset)
-            while left:
-                raw = file.read(min(_CHUNK, left))
+            for start in range(0, ref.nbytes, _CHUNK):
+                count += 1
+                if count % every:
+                    continue
+                raw = os.pread(file.fileno(), min(_CHUNK, ref.nbytes - start), ref.offset + start)
                 if not raw or len(raw) % np.dtype(kind).itemsize:
                     raise CheckpointError(f"{ref.file}: ends inside tensor {ref.name!r}; download it again")
                 if (np.frombuffer(raw, kind) & kind(mask)).max() >= limit:
@@ -148,7 +153,6 @@ def check_finite(
                         f"{ref.file}: tensor {ref.name!r} holds NaN or infinity; the checkpoint is damaged or"
                         " was saved from a diverged training run"
                     )
-                left -= len(raw)
                 if progress is not None:
                     progress(len(raw))
 

@@ -252,7 +252,9 @@ def _rope(config: Mapping[str, Any], kind: str, values: Mapping[str, Any], head_
     """The rotary fields of :class:`DecoderConfig` from either spelling of the settings."""
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     name = str(rope.get("rope_type", rope.get("type", "default")))
-    if name == "mrope":  # the older name of "default" with sections
+    # "mrope" is the older name of "default" with sections. "dynamic" stretches the frequencies only beyond
+    # max_position_embeddings and equals "default" up to there, which is as long as any cache gets.
+    if name in ("mrope", "dynamic"):
         name = "default"
     if name not in _SCALING_KEYS:
         raise UnsupportedError(

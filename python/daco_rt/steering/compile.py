@@ -23,10 +23,7 @@ from numpy.typing import NDArray
 from daco_rt.artifacts import ConceptDictionary, ModelIdentity, Pack, save_pack
 from daco_rt.errors import ArtifactError, PolicyError
 from daco_rt.steering.policy import FIRST_SLOT, PolicySpec, check_specs, describe_spec, to_policies
-from daco_rt.steering.tables import DTYPES, Tables, along, fill_tables, one_of, require_norms
-
-GRAM_LIMIT = 4096
-"""``gram="auto"`` stores the Gram matrix up to this many atoms (64 MiB a block in fp32)."""
+from daco_rt.steering.tables import DTYPES, GRAM_LIMIT, Tables, along, fill_tables, one_of, require_norms
 
 DEFAULT_POLICIES = (PolicySpec("default", description="removes every concept labelled undesirable"),)
 
@@ -69,7 +66,7 @@ def compile_pursuit_pack(
         see :class:`PolicySpec` for units.
     centre : code z − μ, μ the mean of ordinary text, instead of z.
     dtype : of the two matrices.
-    gram : whether atom correlations are stored: "auto" does in fp32 up to :data:`GRAM_LIMIT` atoms. With
+    gram : whether atom correlations are stored: "auto" does in fp32 up to 4,096 atoms. With
         them pursuit reads the atoms once instead of k times.
     k_out : how many concepts a row reports.
     overwrite : replace an existing folder.

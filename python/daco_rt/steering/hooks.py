@@ -17,9 +17,7 @@ from daco_rt.ops import Steered, reference
 from daco_rt.runtime.policies import Chosen, choose_policy
 from daco_rt.steering.host import check_fits, host_of, to_numpy, to_torch
 from daco_rt.steering.slots import SlotTracker
-
-GRAM_LIMIT = 4096
-"""Up to this many atoms the Gram matrix is built when a pack has none (64 MiB a block in fp32)."""
+from daco_rt.steering.tables import GRAM_LIMIT
 
 # Text models under steering. Two sets of hooks on one model would edit each other's edits.
 _STEERED: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
@@ -101,7 +99,7 @@ def steer(
     blocks : steer only these of the pack's blocks.
     telemetry : keep doses and supports of every pass in ``records``.
     backend : "reference" computes in float64 NumPy, row by row, for checking.
-    gram : build the Gram matrix of a pursuit that has none; by default up to :data:`GRAM_LIMIT` atoms.
+    gram : build the Gram matrix of a pursuit that has none; by default up to 4,096 atoms.
 
     Yields
     ------
@@ -121,8 +119,8 @@ def steer(
     -------
     >>> with steer(model, "packs/smol", "default") as steering, torch.no_grad():
     ...     answer = model.generate(**inputs, max_new_tokens=40)
-    >>> steering.fired
-    {15: 52}
+    >>> steering.fired[15]  # rows that block 15 evaluated
+    52
     """
     loaded = pack if isinstance(pack, Pack) else load_pack(pack)
     if blocks is not None:
@@ -145,8 +143,9 @@ def steer(
         for row, block in enumerate(loaded.blocks):
             layer = host.layers[block]
             device = next(layer.parameters()).device
-            run = _native(loaded, block, device, gram, telemetry)
-            if backend == "reference":
+            if backend == "native":
+                run = _native(loaded, block, device, gram, telemetry)
+            else:
                 run = _reference(loaded, block, telemetry)
             hook = _block_hook(steering, tracker, block, loaded.slot_map[row], run, telemetry)
             stack.callback(layer.register_forward_hook(hook).remove)

@@ -17,6 +17,8 @@ DTYPES: dict[str, np.dtype] = {
     "fp16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
+GRAM_LIMIT = 4096
+"""Atoms up to which the Gram matrix is made without being asked for (64 MiB a block in fp32)."""
 
 
 class Tables:

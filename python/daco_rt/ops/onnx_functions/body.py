@@ -64,8 +64,11 @@ class Body:
         return matrix if self._wide_weights else self.float32(matrix)
 
     def row_norm(self, x: ir.Value) -> ir.Value:
-        """‖x‖ along the last axis, kept as 1."""
-        return self("ReduceL2", x, self.ints(-1), keepdims=1)
+        """‖x‖ along the last axis, kept as 1. Divided by its largest entry first: squares of fp32 numbers
+        beyond 1e19 overflow, and below 1e-19 vanish."""
+        largest = self("ReduceMax", self("Abs", x), self.ints(-1), keepdims=1)
+        divisor = self.where_or(self("Greater", largest, self.number(0.0)), largest, 1.0)
+        return self("Mul", self("ReduceL2", self("Div", x, divisor), self.ints(-1), keepdims=1), divisor)
 
     def row_sum(self, x: ir.Value) -> ir.Value:
         return self("ReduceSum", x, self.ints(-1), keepdims=1)

@@ -1,5 +1,5 @@
-// Threads for one call of a numpy user: started when the call needs them, gone when it returns, so a
-// process that forks or that asked for one thread never owns any.
+// Threads for one call where the host lends none: started when the call needs them, gone when it returns, so
+// a process that forks or that asked for one thread never owns any.
 #pragma once
 
 #include <atomic>
