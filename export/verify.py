@@ -151,6 +151,12 @@ def _check_model(
     for name, slot in (("unsteered", 0), (f"policy {policy}", None)):
         if slot is None and pack is None:
             continue
+        if slot is None and bundle.precision != "fp32":
+            report.skip(
+                f"logits equal Hugging Face, {name}",
+                "half precision takes the other side of a discontinuity too often to compare whole answers",
+            )
+            continue
         stepper = Stepper(session, int(batch.lengths.max()) + tokens)
         run = checks.decode_greedily(stepper, batch, generator.session.embed, tokens, slot)
         logits = np.stack(run.logits, axis=1)

@@ -154,7 +154,7 @@ class TestVerificationCanFail:
 
 def _edit_initialiser(graph, name, change, folder) -> None:
     """Replace one external tensor of a graph by an inline one with other values."""
-    (tensor,) = [t for t in graph.graph.initializer if t.name.endswith(name)]
+    (tensor,) = [t for t in graph.graph.initializer if t.name == name]
     array = onnx.numpy_helper.to_array(tensor, base_dir=str(folder))
     tensor.CopyFrom(onnx.numpy_helper.from_array(change(array), tensor.name))
 

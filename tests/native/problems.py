@@ -107,7 +107,83 @@ class Gram:
     def of(self, picked: list[int]) -> Array:
         return self.matrix[np.ix_(picked, picked)]
 
-    def edited(problem: Problem, t: int, code: Array, dtype: Any) -> Array:
+    def condition(self, picked: list[int]) -> float:
+        return float(np.linalg.cond(self.of(picked))) if picked else 1.0
+
+
+def correlations(problem: Problem, t: int, dtype: Any = np.float64) -> Array:
+    """Return E z + b of row t [m], plainly in ``dtype``."""
+    return problem.enc.astype(dtype) @ problem.z[t].astype(dtype) + problem.bias.astype(dtype)
+
+
+def correlation_error(problem: Problem, t: int) -> float:
+    """Bound of the error of fp32 correlations of row t."""
+    size = np.abs(problem.enc.astype(np.float64)) @ np.abs(problem.z[t].astype(np.float64))
+    return 4 * EPS32 * float((size + np.abs(problem.bias)).max())
+
+
+class Undecidable(Exception):
+    """A row stands so near to a cliff that two right answers exist; it is counted, not compared."""
+
+
+def follow_pursuit(
+    problem: Problem, t: int, support: set[int], gram: Gram, k: int, sign: str, coarse: float
+) -> tuple[list[int], Array]:
+    """Follow a greedy pursuit in float64 that agrees with the kernel wherever rounding may decide.
+
+    ``coarse`` is the relative error of the Gram entries that chose. Returns the picks and their exact codes.
+
+    Raises
+    ------
+    Undecidable
+        If the duplicate test or a stop is within rounding.
+    """
+    row = problem.z[t].astype(np.float64)
+    start = correlations(problem, t)
+    error = correlation_error(problem, t)
+    floor = reference.PURSUIT_EPS * float(np.linalg.norm(row))
+    diagonal = np.diag(gram.matrix)
+    usable = diagonal > 0
+    picked: list[int] = []
+    c = np.zeros(0)
+    alpha = start
+    while len(picked) < k and floor > 0:
+        margin = error + float(np.abs(c).sum()) * ((coarse + 8 * EPS32) * gram.largest + gram.asymmetry)
+        score = np.where(usable, np.abs(alpha) if sign == "signed" else alpha, -np.inf)
+        best = float(score.max())
+        if abs(best - floor) <= margin:
+            # Which side of the floor decides: the kernel may have gone on into rounding noise or stopped.
+            raise Undecidable
+        if best <= floor:
+            break
+        near = np.flatnonzero(score >= best - 2 * margin)
+        j = int(np.argmax(score))
+        if len(near) > 1 and j not in support:
+            j = next((int(i) for i in near if int(i) in support), j)
+        usable[j] = False
+        if picked:
+            cross = gram.matrix[picked, j]
+            pivot = 1 - cross @ np.linalg.solve(gram.of(picked), cross) / diagonal[j]
+            if abs(pivot - reference.PIVOT_MIN) < 5e-5 + 2 * gram.asymmetry:
+                raise Undecidable
+            if pivot < reference.PIVOT_MIN:
+                continue
+        picked.append(j)
+        solve = reference._nnls if sign == "nnls" else np.linalg.solve
+        c = solve(gram.of(picked), start[picked])
+        alpha = start - gram.matrix[:, picked] @ c
+    return picked, c
+
+
+def plain_code(problem: Problem, t: int, picked: list[int]) -> Array:
+    """Codes of the picked atoms as plain NumPy float32 finds them."""
+    if not picked:
+        return np.zeros(0)
+    gram = problem.enc[picked].astype(np.float32) @ problem.dec[picked].astype(np.float32).T
+    return np.linalg.solve(gram, correlations(problem, t, np.float32)[picked]).astype(np.float64)
+
+
+def edited(problem: Problem, t: int, code: Array, dtype: Any) -> Array:
     """Return z' of row t before it is rounded to z's dtype, computed in ``dtype``; observe rows stay."""
     row = problem.z[t].astype(dtype)
     p = int(problem.slots[t])

@@ -31,8 +31,41 @@ def _parser() -> argparse.ArgumentParser:
         ("models", "list or fetch the built-in checkpoints", _models),
         ("doctor", "say what is installed, built and usable", _doctor),
     ):
-        build(verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + "."))
+        verb = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        build(verb)
     return parser
+
+
+_VERIFY_EXAMPLES = """\
+examples:
+  daco-rt verify bundles/smol-internvl
+  daco-rt verify bundles/mine --checkpoint ./my-internvl --policy strict --full
+
+Exit status: 0 if every check passed, 1 if one failed, 2 if the bundle cannot be opened. Checks that cannot
+run here (no checkpoint at hand, no custom-op library) are skipped and say why.
+"""
+_INSPECT_EXAMPLES = """\
+examples:
+  daco-rt inspect bundles/smol-internvl
+  daco-rt inspect bundles/smol-internvl/pack --json
+"""
+_MODELS_EXAMPLES = """\
+examples:
+  daco-rt models list
+  daco-rt models get smol-internvl
+"""
+_DOCTOR_EXAMPLES = """\
+examples:
+  daco-rt doctor
+  daco-rt doctor --json
+
+Exit status: 1 if something that is installed does not work. Absent parts are optional.
+"""
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +76,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _VERIFY_EXAMPLES
     parser.add_argument("bundle", help="a folder written by daco-rt export")
     parser.add_argument(
         "--checkpoint",
@@ -83,6 +117,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _INSPECT_EXAMPLES
     parser.add_argument("path", help="a pack, dictionary, SAE, bundle or checkpoint folder")
     add_json(parser)
     parser.set_defaults(run=_run_inspect)
@@ -100,6 +135,7 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
 
 
 def _models(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _MODELS_EXAMPLES
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="the built-in checkpoints, and which are at hand")
     add_json(listing)
@@ -130,6 +166,7 @@ def _run_models_get(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _DOCTOR_EXAMPLES
     add_json(parser)
     parser.set_defaults(run=_run_doctor)
 
