@@ -1,8 +1,6 @@
-"""What the benchmarks share: paired timing, measured bandwidth, the report and its table.
+"""What the benchmarks share: command line, machine, report and table.
 
-A figure counts only beside others of the same run. So functions are timed in turns (A B A B …) and compared
-pair by pair, and the floor of a row is its bytes over the bandwidth that a plain one-pass sum of as many bytes
-reached in the same rounds.
+The report is meant to be judged by somebody who was not there: it says where, with what and how busy.
 """
 
 from __future__ import annotations
@@ -15,20 +13,16 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FORMAT, VERSION = "daco_rt.benchmark", 1
 ISA_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16")
-_SETTLE_S = 0.002
-"""Pause before each measured call: worker threads of the call before it stop spinning meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +74,11 @@ class Report:
     benchmark: str
     quick: bool
     settings: dict[str, Any]
+    shown: tuple[str, ...] = ()
+    """Keys of a row's ``extra`` that its line in the table shows."""
     rows: list[Row] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
-    load_before: float = field(default_factory=lambda: os.getloadavg()[0])
+    busy_before: float = field(default_factory=lambda: busy_cores())
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -93,7 +89,7 @@ class Report:
             "quick": self.quick,
             "commit": commit(),
             "date": time.strftime("%Y-%m-%d"),
-            "machine": machine() | {"load_before": self.load_before, "load_after": os.getloadavg()[0]},
+            "machine": machine() | {"busy_before": self.busy_before, "busy_after": busy_cores()},
             "versions": versions(),
             "settings": self.settings,
             "rows": [asdict(row) for row in self.rows],
@@ -101,8 +97,8 @@ class Report:
         }
 
     def finish(self, output: Path) -> int:
-        """Print the table and the targets, write the JSON, and return the exit status: 1 if a check failed."""
-        print_rows(self.rows)
+        """Print table and targets, write the JSON, and return the exit status: 1 if a check failed."""
+        print_rows(self.rows, self.shown)
         if self.targets:
             print()
             marks = {True: "met", False: "MISSED", None: "not measured"}
@@ -129,7 +125,9 @@ def arguments(
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes, a few seconds: does it run at all?")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, a few seconds: does it run at all?"
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -142,8 +140,8 @@ def arguments(
     if parsed.output is None:
         # A smoke run must not replace what was measured.
         parsed.output = ROOT / "build" / f"{name}-quick.json" if parsed.quick else RESULTS / f"{name}.json"
-    if not parsed.quick and os.getloadavg()[0] > 0.5:
-        print(f"note: the machine is busy (load {os.getloadavg()[0]:.1f}); these figures do not count")
+    if not parsed.quick and (busy := busy_cores()) > 0.2:
+        print(f"note: others keep {busy:.1f} cores busy; these figures do not count", flush=True)
     return parsed
 
 
@@ -175,6 +173,23 @@ def machine() -> dict[str, Any]:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy_cores(seconds: float = 0.5) -> float:
+    """How many cores are at work while this process sleeps; 0 where the system does not say."""
+
+    def ticks() -> tuple[int, int]:
+        fields = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(fields), fields[3] + fields[4]
+
+    try:
+        total, idle = ticks()
+        time.sleep(seconds)
+        total_after, idle_after = ticks()
+    except (OSError, ValueError):
+        return 0.0
+    share = 1 - (idle_after - idle) / max(1, total_after - total)
+    return round(share * (os.cpu_count() or 1), 2)
 
 
 def last_level_cache() -> int:
@@ -230,131 +245,21 @@ def return_free_memory() -> None:
         trim(0)
 
 
-# ---- timing
-
-
-def in_turns(
-    functions: Mapping[str, Callable[[int], object]],
-    *,
-    seconds: float,
-    least: int = 5,
-    most: int = 30,
-    before: Callable[[], object] | None = None,
-) -> dict[str, np.ndarray]:
-    """Time functions in turns, A B A B …, and return each one's seconds, round by round.
-
-    Parameters
-    ----------
-    functions : name → function of the round's number, by which it picks its buffers. One round is run first
-        and thrown away.
-    seconds : stop after about this long, but not before ``least`` rounds nor after ``most``.
-    before : called, untimed, before each call; by default the machine just settles.
-    """
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    began = time.perf_counter()
-    for turn in range(most + 1):
-        for name, function in functions.items():
-            if before is not None:
-                before()
-            time.sleep(_SETTLE_S)
-            start = time.perf_counter()
-            function(turn)
-            times[name].append(time.perf_counter() - start)
-        if turn >= least and time.perf_counter() - began > seconds:
-            break
-    return {name: np.array(spent[1:]) for name, spent in times.items()}
-
-
-class Reader:
-    """Reads memory once and adds it up, as fast as plain library code does: the floor of everything here.
-
-    Successive reads take different stretches of a pool larger than the last-level cache. Two ways of adding
-    are tried for each number of threads, and the faster one is kept.
-    """
-
-    def __init__(self, largest: int) -> None:
-        import torch
-
-        count = max(int(1.25 * last_level_cache()), 2 * largest) // 4
-        self.pool = torch.ones(count)
-        self._at = 0
-        self._way: dict[int, str] = {}
-
-    def read(self, nbytes: int, threads: int) -> None:
-        """Sum ``nbytes`` of the pool with so many threads."""
-        self._sum(self._next(nbytes), self.way(threads))
-
-    def evict(self) -> None:
-        """Read the whole pool, after which no cache holds what was used before."""
-        self.pool.sum()
-
-    def way(self, threads: int) -> str:
-        """How reads with so many threads are done: "sum" or "dot" (of the two halves)."""
-        import torch
-
-        torch.set_num_threads(threads)
-        if threads not in self._way:
-            probe = self.pool.numel() * 4 // 2
-            times = in_turns(
-                {way: lambda _, w=way: self._sum(self._next(probe), w) for way in ("sum", "dot")},
-                seconds=1.0,
-                most=5,
-            )
-            self._way[threads] = min(times, key=lambda way: float(np.median(times[way])))
-        return self._way[threads]
-
-    def _next(self, nbytes: int) -> Any:
-        count = nbytes // 4
-        if self._at + count > self.pool.numel():
-            self._at = 0
-        self._at += count
-        return self.pool[self._at - count : self._at]
-
-    @staticmethod
-    def _sum(part: Any, way: str) -> None:
-        import torch
-
-        if way == "sum":
-            part.sum()
-        else:
-            half = part.numel() // 2
-            torch.dot(part[:half], part[half : 2 * half])
-
-
-def copies_for(nbytes: int) -> int:
-    """How many copies of a buffer it takes so that going round them leaves none of it in a cache."""
-    return max(2, -(-int(1.25 * last_level_cache()) // nbytes))
-
-
-def spread(seconds: np.ndarray) -> dict[str, Any]:
-    """The fields of a row that describe a sample of times."""
-    low, middle, high = np.quantile(seconds, (0.1, 0.5, 0.9)) * 1e3
-    return {
-        "median_ms": float(middle),
-        "p10_ms": float(low),
-        "p90_ms": float(high),
-        "samples": len(seconds),
-    }
-
-
-def against(mine: np.ndarray, other: np.ndarray) -> float:
-    """How many times longer the other took, the median over the pairs."""
-    return float(np.median(other / mine))
-
-
 # ---- tables
 
 
-def print_rows(rows: Sequence[Row]) -> None:
-    """Print measurements, one a line."""
+def print_rows(rows: Sequence[Row], shown: Sequence[str] = ()) -> None:
+    """Print measurements, one a line, with the named entries of ``extra`` at its end."""
 
     def number(value: float | None, digits: int = 2, unit: str = "") -> str:
         return "" if value is None else f"{value:.{digits}f}{unit}"
 
-    print_table(
-        ("case", "shape", "dtype", "thr", "median", "p10–p90 ms", "floor", "% floor", "baseline", "base ms",
-         "ratio", "MB", "check"),
-        [
+    titles = ("case", "shape", "dtype", "thr", "median ms", "p10–p90", "floor", "% floor", "baseline",
+              "base ms", "ratio", "MB", *shown, "check")  # fmt: skip
+    lines = []
+    for row in rows:
+        more = (row.extra.get(key) for key in shown)
+        lines.append(
             (
                 row.case,
                 " ".join(f"{key}={value}" for key, value in row.shape.items()),
@@ -368,11 +273,11 @@ def print_rows(rows: Sequence[Row]) -> None:
                 number(row.baseline_ms, 3),
                 number(row.ratio, 2, "×"),
                 number(row.peak_memory_mb, 0),
+                *(number(value) if isinstance(value, (int, float)) else value or "" for value in more),
                 "ok" if row.check.passed else "WRONG",
             )
-            for row in rows
-        ],
-    )  # fmt: skip
+        )
+    print_table(titles, lines)
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -380,7 +285,7 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(line[i]) for line in (titles, *rows)) for i in range(len(titles))]
     for line in (titles, *rows):
         cells = (
-            cell.rjust(width) if cell[:1].isdigit() else cell.ljust(width)
+            cell.rjust(width) if cell.lstrip("-")[:1].isdigit() else cell.ljust(width)
             for cell, width in zip(line, widths, strict=True)
         )
         print("  ".join(cells).rstrip())

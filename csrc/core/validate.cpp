@@ -34,8 +34,9 @@ Status check_rows(const char* op, const Rows& r) {
                        name_of(r.activation));
   }
   if (!is_activation(r.weight) && !is_quantised(r.weight)) {
-    return make_status(Code::kInvalidArgument, "%s: weights: expected fp32, fp16, bf16, int8 or fp8, got type %d",
-                       op, static_cast<int>(r.weight));
+    return make_status(Code::kInvalidArgument,
+                       "%s: weights: expected fp32, fp16, bf16, int8 or fp8, got type %d", op,
+                       static_cast<int>(r.weight));
   }
   return {};
 }
@@ -52,8 +53,9 @@ Status check_operands(const char* op, std::initializer_list<Operand> operands) {
       return make_status(Code::kInvalidArgument, "%s: %s: expected a buffer, got a null pointer", op, o.name);
     }
     if (reinterpret_cast<uintptr_t>(o.data) % o.alignment != 0) {
-      return make_status(Code::kInvalidArgument, "%s: %s: expected a pointer aligned to its %d-byte elements, got %p",
-                         op, o.name, static_cast<int>(o.alignment), o.data);
+      return make_status(Code::kInvalidArgument,
+                         "%s: %s: expected a pointer aligned to its %d-byte elements, got %p", op, o.name,
+                         static_cast<int>(o.alignment), o.data);
     }
   }
   return {};
@@ -97,8 +99,9 @@ Status check_buffers(const char* op, const Rows& r) {
       return refuse_size(op, "the output z'", "a row stride of at least d elements", r.out_stride);
     }
     if (overlaps(r)) {
-      return make_status(Code::kInvalidArgument,
-                         "%s: the output z': expected z itself or memory apart from it, got a partial overlap", op);
+      return make_status(
+          Code::kInvalidArgument,
+          "%s: the output z': expected z itself or memory apart from it, got a partial overlap", op);
     }
   }
   Status status = check_operands(op, {{"gain", r.gain, sizeof(float)},
@@ -151,8 +154,8 @@ Status validate_shape(const SteerPursuit& op) {
         return refuse_size(kPursuit, "k", "1 to 64, at most m, with coder omp", op.k);
       }
       if (!(op.tol >= 0.f) || !std::isfinite(op.tol)) {
-        return make_status(Code::kInvalidArgument, "%s: tol: expected a finite number, 0 or more, got %g", kPursuit,
-                           static_cast<double>(op.tol));
+        return make_status(Code::kInvalidArgument, "%s: tol: expected a finite number, 0 or more, got %g",
+                           kPursuit, static_cast<double>(op.tol));
       }
       break;
     case PursuitCoder::kElasticNet:
@@ -161,12 +164,11 @@ Status validate_shape(const SteerPursuit& op) {
                            static_cast<double>(op.tau));
       }
       if (!(op.alpha > 0.f) || !std::isfinite(op.alpha)) {
-        return make_status(Code::kInvalidArgument, "%s: alpha: expected a finite number above 0, got %g", kPursuit,
-                           static_cast<double>(op.alpha));
+        return make_status(Code::kInvalidArgument, "%s: alpha: expected a finite number above 0, got %g",
+                           kPursuit, static_cast<double>(op.alpha));
       }
       break;
-    default:
-      return refuse_size(kPursuit, "coder", "omp or elastic_net (0 or 1)", static_cast<int>(op.coder));
+    default: return refuse_size(kPursuit, "coder", "omp or elastic_net (0 or 1)", static_cast<int>(op.coder));
   }
   if (op.gram_dtype != DType::kF32 && op.gram_dtype != DType::kF16) {
     return make_status(Code::kInvalidArgument, "%s: gram: expected fp32 or fp16, got %s", kPursuit,
@@ -195,7 +197,8 @@ Status validate(const SteerPursuit& op) {
   if (!status.ok()) return status;
   const size_t weight = size_of(op.weight);
   status = check_operands(
-      kPursuit, {{"analysis", op.analysis, weight}, {"bias", op.bias, sizeof(float)}, {"atoms", op.atoms, weight}});
+      kPursuit,
+      {{"analysis", op.analysis, weight}, {"bias", op.bias, sizeof(float)}, {"atoms", op.atoms, weight}});
   if (status.ok()) status = check_scales(kPursuit, op);
   if (status.ok() && op.gram != nullptr) {
     status = check_operands(kPursuit, {{"gram", op.gram, size_of(op.gram_dtype)}});

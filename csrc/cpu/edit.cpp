@@ -39,7 +39,8 @@ Summary weigh(const Rows& op, const void* atoms, const Kernels& kernels, int32_t
     const bool gated = amount != 0 && !(theta <= 0);
     if (op.k_out > 0 || undesirable || gated) {
       const char* atom = static_cast<const char*>(atoms) + j * atom_bytes;
-      const double strength = std::fabs(static_cast<double>(c)) * std::sqrt(weights.sum_squares(atom, op.dim));
+      const double strength =
+          std::fabs(static_cast<double>(c)) * std::sqrt(weights.sum_squares(atom, op.dim));
       if (undesirable) found.removed += strength;
       if (gated && !(strength > static_cast<double>(theta))) amount = 0;
       if (op.k_out > 0) {
@@ -55,7 +56,8 @@ Summary weigh(const Rows& op, const void* atoms, const Kernels& kernels, int32_t
   return found;
 }
 
-void report_support(const Rows& op, int64_t t, const SparseCode& code, int64_t active, const EditScratch& scratch) {
+void report_support(const Rows& op, int64_t t, const SparseCode& code, int64_t active,
+                    const EditScratch& scratch) {
   const int64_t shown = std::min<int64_t>(active, op.k_out);
   const float* strength = scratch.strength;
   std::partial_sort(scratch.rank, scratch.rank + shown, scratch.rank + active, [&](int32_t a, int32_t b) {
@@ -72,8 +74,8 @@ void report_support(const Rows& op, int64_t t, const SparseCode& code, int64_t a
 }
 
 // Writes z' and returns |z' - z|.
-double edit(const Rows& op, const void* atoms, const Kernels& kernels, int32_t slot, int64_t t, const float* x,
-            double norm, int64_t edits, const EditScratch& scratch) {
+double edit(const Rows& op, const void* atoms, const Kernels& kernels, int32_t slot, int64_t t,
+            const float* x, double norm, int64_t edits, const EditScratch& scratch) {
   const TypedKernels& fp32 = kernels.of(DType::kF32);
   const float* shift = op.shift + slot * op.dim;
   const bool shifts = fp32.sum_squares(shift, op.dim) != 0;
@@ -132,8 +134,8 @@ void report_nothing(const Rows& op, int64_t t, float dose) {
   }
 }
 
-void steer_row(const Rows& op, const void* atoms, const Kernels& kernels, int64_t t, const float* x, double norm,
-               const SparseCode& code, const EditScratch& scratch) {
+void steer_row(const Rows& op, const void* atoms, const Kernels& kernels, int64_t t, const float* x,
+               double norm, const SparseCode& code, const EditScratch& scratch) {
   const int32_t slot = op.slots[t];
   const Summary found = weigh(op, atoms, kernels, slot, code, scratch);
   double moved = 0;

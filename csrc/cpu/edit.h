@@ -18,14 +18,14 @@ struct EditScratch {
 };
 
 // The rows that are not coded.
-void copy_row(const Rows& op, int64_t t);                 // z' = z, bit for bit
-void fill_row_with_nan(const Rows& op, int64_t t);        // z' = NaN
+void copy_row(const Rows& op, int64_t t);                    // z' = z, bit for bit
+void fill_row_with_nan(const Rows& op, int64_t t);           // z' = NaN
 void report_nothing(const Rows& op, int64_t t, float dose);  // both doses, empty support
 
 // Row t, whose slot is in [1, P), whose fp32 values are x [d] with Euclidean norm `norm`, and whose code is
 // `code` over the rows of `atoms` [m, d].
-void steer_row(const Rows& op, const void* atoms, const Kernels& kernels, int64_t t, const float* x, double norm,
-               const SparseCode& code, const EditScratch& scratch);
+void steer_row(const Rows& op, const void* atoms, const Kernels& kernels, int64_t t, const float* x,
+               double norm, const SparseCode& code, const EditScratch& scratch);
 
 }  // namespace cpu
 }  // namespace daco

@@ -17,8 +17,8 @@ struct Encoder {
 
 // y[r][i] = weights[a_i] . x[r] + bias[a_i] for all rows r and i < n. Reads the weights once for up to 64
 // rows, in pieces that threads share.
-void encode(const Kernels& kernels, const Encoder& encoder, const float* const* x, int64_t rows, float* const* y,
-            const Executor& executor);
+void encode(const Kernels& kernels, const Encoder& encoder, const float* const* x, int64_t rows,
+            float* const* y, const Executor& executor);
 
 }  // namespace cpu
 }  // namespace daco

@@ -20,17 +20,20 @@ bool is_misaligned(const void* p, DType t) { return reinterpret_cast<uintptr_t>(
 Status check(const void* analysis, const void* atoms, DType weight, int64_t m, int64_t d, const void* gram,
              DType gram_dtype) {
   if (m < 1 || m > INT32_MAX || d < 1) {
-    return make_status(Code::kInvalidArgument, "build_gram: analysis: expected [m, d] with m, d of at least 1, got [%lld, %lld]",
+    return make_status(Code::kInvalidArgument,
+                       "build_gram: analysis: expected [m, d] with m, d of at least 1, got [%lld, %lld]",
                        static_cast<long long>(m), static_cast<long long>(d));
   }
   if (gram_dtype != DType::kF32 && gram_dtype != DType::kF16) {
     return refuse("gram", "fp32 or fp16", name_of(gram_dtype));
   }
   if (weight != DType::kF32 && weight != DType::kF16 && weight != DType::kBF16) {
-    return make_status(Code::kUnsupported, "build_gram: weights: the CPU kernels take fp32, fp16 and bf16, got %s",
+    return make_status(Code::kUnsupported,
+                       "build_gram: weights: the CPU kernels take fp32, fp16 and bf16, got %s",
                        name_of(weight));
   }
-  if (analysis == nullptr || is_misaligned(analysis, weight)) return refuse("analysis", "an aligned buffer", "none");
+  if (analysis == nullptr || is_misaligned(analysis, weight))
+    return refuse("analysis", "an aligned buffer", "none");
   if (atoms == nullptr || is_misaligned(atoms, weight)) return refuse("atoms", "an aligned buffer", "none");
   if (gram == nullptr || is_misaligned(gram, gram_dtype)) return refuse("gram", "an aligned buffer", "none");
   return {};
@@ -47,7 +50,8 @@ Status build_gram(const void* analysis, const void* atoms, DType weight, int64_t
   // 64 rows of E at a time, in fp32; an fp16 result passes through a block of fp32.
   const bool direct = gram_dtype == DType::kF32;
   const std::unique_ptr<float[]> rows(new (std::nothrow) float[static_cast<size_t>(kRows * d)]);
-  const std::unique_ptr<float[]> block(direct ? nullptr : new (std::nothrow) float[static_cast<size_t>(kRows * m)]);
+  const std::unique_ptr<float[]> block(direct ? nullptr
+                                              : new (std::nothrow) float[static_cast<size_t>(kRows * m)]);
   if (rows == nullptr || (!direct && block == nullptr)) {
     return make_status(Code::kWorkspace, "build_gram: out of memory for a block of %lld rows",
                        static_cast<long long>(kRows));
@@ -58,7 +62,8 @@ Status build_gram(const void* analysis, const void* atoms, DType weight, int64_t
   float* y[kRows];
   for (int64_t begin = 0; begin < m; begin += kRows) {
     const int64_t n = m - begin < kRows ? m - begin : kRows;
-    const char* first = static_cast<const char*>(analysis) + begin * d * static_cast<int64_t>(size_of(weight));
+    const char* first =
+        static_cast<const char*>(analysis) + begin * d * static_cast<int64_t>(size_of(weight));
     table.of(weight).widen(first, rows.get(), n * d);
     for (int64_t i = 0; i < n; ++i) {
       x[i] = rows.get() + i * d;

@@ -38,7 +38,8 @@ bool has(Isa isa) {
 #if defined(__x86_64__)
     // The builtin also asks the operating system whether it saves the wider registers.
     case Isa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
     case Isa::kAvx512:
       return has(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -66,7 +67,8 @@ Status resolve(Isa asked, Isa* isa) {
   if (asked == Isa::kAuto) {
     who = "DACO_RT_ISA";
     if (!from_environment(&asked)) {
-      return make_status(Code::kInvalidArgument, "DACO_RT_ISA: expected auto, scalar, avx2 or avx512, got '%.40s'",
+      return make_status(Code::kInvalidArgument,
+                         "DACO_RT_ISA: expected auto, scalar, avx2 or avx512, got '%.40s'",
                          std::getenv("DACO_RT_ISA"));
     }
   }

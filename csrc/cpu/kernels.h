@@ -52,7 +52,8 @@ struct Kernels {
   // chosen.
   Peak (*peak)(const float* x, int64_t n, bool absolute);
   // Appends every x[i] > level, i < n, as (first + i, x[i]); returns how many. Room for n is needed.
-  int64_t (*collect_above)(const float* x, int64_t n, float level, int32_t first, int32_t* index, float* value);
+  int64_t (*collect_above)(const float* x, int64_t n, float level, int32_t first, int32_t* index,
+                           float* value);
   // seen[i] |= gain[i] != 1 || boost[i] != 0 || undesirable[i]; a null operand is left out.
   void (*mark_watched)(const float* gain, const float* boost, const uint8_t* undesirable, uint8_t* seen,
                        int64_t n);

@@ -57,7 +57,8 @@ struct Atoms {
 };
 
 template <int A, int R, class T>
-__attribute__((noinline)) void dots_of(const Atoms<T>& atoms, int64_t first, const float* const* x, float* const* y) {
+__attribute__((noinline)) void dots_of(const Atoms<T>& atoms, int64_t first, const float* const* x,
+                                       float* const* y) {
   const T* w[A];
   for (int a = 0; a < A; ++a) w[a] = atoms.w + atoms.at(first + a) * atoms.d;
   float out[A][R];
@@ -70,7 +71,8 @@ __attribute__((noinline)) void dots_of(const Atoms<T>& atoms, int64_t first, con
 
 // Atoms [begin, end) against R rows.
 template <int A, int R, class T>
-DACO_INLINE void stripe(const Atoms<T>& atoms, int64_t begin, int64_t end, const float* const* x, float* const* y) {
+DACO_INLINE void stripe(const Atoms<T>& atoms, int64_t begin, int64_t end, const float* const* x,
+                        float* const* y) {
   int64_t i = begin;
   for (; i + A <= end; i += A) dots_of<A, R>(atoms, i, x, y);
   for (; i < end; ++i) dots_of<1, R>(atoms, i, x, y);
@@ -97,7 +99,8 @@ void dots(const void* w, const int32_t* index, int64_t begin, int64_t end, int64
 }
 
 template <class T>
-void accumulate(float* y, const void* w, int64_t d, const int32_t* index, const float* coefficient, int64_t n) {
+void accumulate(float* y, const void* w, int64_t d, const int32_t* index, const float* coefficient,
+                int64_t n) {
   const T* base = static_cast<const T*>(w);
   int64_t i = 0;
   // Four rows a pass: y is read and written once for them, and four streams keep the memory busy.
@@ -190,7 +193,9 @@ bool all_bits_below(const void* x, int64_t n, B sign, B infinity) {
   }
   return worst < infinity;
 }
-bool finite_fp32(const void* x, int64_t n) { return all_bits_below<uint32_t>(x, n, 0x80000000u, 0x7f800000u); }
+bool finite_fp32(const void* x, int64_t n) {
+  return all_bits_below<uint32_t>(x, n, 0x80000000u, 0x7f800000u);
+}
 bool finite_fp16(const void* x, int64_t n) { return all_bits_below<uint16_t>(x, n, 0x8000u, 0x7c00u); }
 bool finite_bf16(const void* x, int64_t n) { return all_bits_below<uint16_t>(x, n, 0x8000u, 0x7f80u); }
 
@@ -252,7 +257,8 @@ int64_t collect_above(const float* x, int64_t n, float level, int32_t first, int
   return found;
 }
 
-void mark_watched(const float* gain, const float* boost, const uint8_t* undesirable, uint8_t* seen, int64_t n) {
+void mark_watched(const float* gain, const float* boost, const uint8_t* undesirable, uint8_t* seen,
+                  int64_t n) {
   if (gain != nullptr) {
     for (int64_t i = 0; i < n; ++i) seen[i] = static_cast<uint8_t>(seen[i] | (gain[i] != 1.f));
   }

@@ -60,7 +60,8 @@ void LeastSquares::reset(double* memory, int32_t k) {
   part_ = gram_ + k * k;
 }
 
-bool LeastSquares::append(const float* column, const float* row, float diagonal, float target, bool keep_gram) {
+bool LeastSquares::append(const float* column, const float* row, float diagonal, float target,
+                          bool keep_gram) {
   const int32_t n = n_;
   for (int32_t i = 0; i < n; ++i) {
     factor_[i * k_ + n] = column[i];

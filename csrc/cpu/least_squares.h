@@ -26,6 +26,8 @@ class LeastSquares {
   // solve_non_negative() only.
   bool append(const float* column, const float* row, float diagonal, float target, bool keep_gram);
 
+  void drop_last() { --n_; }  // undoes an append() that nothing was solved after
+
   void solve();               // c = G^-1 t
   void solve_non_negative();  // argmin over c >= 0 of c'Gc / 2 - c't
 

@@ -1,8 +1,9 @@
 // Sizes, dtypes and attributes in; workspace, instruction set and algorithm out.
+#include "cpu/plan.h"
+
 #include <algorithm>
 
 #include "core/validate.h"
-#include "cpu/plan.h"
 #include "cpu/workspace.h"
 
 namespace daco {
@@ -11,9 +12,10 @@ namespace {
 
 Status check_weights(const char* op, DType weight) {
   if (weight == DType::kF32 || weight == DType::kF16 || weight == DType::kBF16) return {};
-  return make_status(Code::kUnsupported,
-                     "%s: weights: the CPU kernels take fp32, fp16 and bf16, got %s; convert them to one of these", op,
-                     name_of(weight));
+  return make_status(
+      Code::kUnsupported,
+      "%s: weights: the CPU kernels take fp32, fp16 and bf16, got %s; convert them to one of these", op,
+      name_of(weight));
 }
 
 int clamp_threads(int threads) { return std::min(std::max(threads, 1), static_cast<int>(kMaxThreads)); }
@@ -26,9 +28,10 @@ Status check_supported(const SteerSae& op) {
 
 Status check_supported(const SteerPursuit& op) {
   if (op.coder == PursuitCoder::kElasticNet) {
-    return make_status(Code::kUnsupported,
-                       "SteerPursuit: coder: the CPU kernels have no elastic_net yet; use omp with sign nnls for a "
-                       "non-negative code");
+    return make_status(
+        Code::kUnsupported,
+        "SteerPursuit: coder: the CPU kernels have no elastic_net yet; use omp with sign nnls for a "
+        "non-negative code");
   }
   return check_weights("SteerPursuit", op.weight);
 }

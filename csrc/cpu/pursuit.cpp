@@ -1,6 +1,6 @@
 // Batch-OMP. Correlations after a refit are alpha = alpha0 - G[:, S] c; G is symmetric (up to rounding, which
-// a choice may see but no coefficient does), so that subtracts whole rows of G. An atom that may not be chosen (again) has NaN as its correlation: NaN survives the
-// subtraction and loses every comparison.
+// a choice may see but no coefficient does), so that subtracts whole rows of G. An atom that may not be
+// chosen (again) has NaN as its correlation: NaN survives the subtraction and loses every comparison.
 //
 // Coefficients need Gram entries of the chosen atoms in fp32. They come from an fp32 Gram matrix, else as
 // dot products of the chosen atoms, because the rounding of an fp16 Gram would show in the codes.
@@ -32,8 +32,8 @@ const void* row_of(const void* matrix, DType t, int64_t row, int64_t width) {
 }
 
 // out[i] = left[j] . right[index[i]] for i < n: entries of G from its definition.
-void dot_products(const SteerPursuit& op, const Kernels& kernels, const void* left, int64_t j, const void* right,
-                  const int32_t* index, int32_t n, float* atom, float* out) {
+void dot_products(const SteerPursuit& op, const Kernels& kernels, const void* left, int64_t j,
+                  const void* right, const int32_t* index, int32_t n, float* atom, float* out) {
   const TypedKernels& weights = kernels.of(op.weight);
   weights.widen(row_of(left, op.weight, j, op.dim), atom, op.dim);
   const float* const x[] = {atom};
@@ -87,6 +87,16 @@ void refit(const SteerPursuit& op, Pursuit* row) {
   }
 }
 
+// Whether the correlation of a chosen atom, n before it, holds up in exact entries of G. Where a row is all
+// but explained, what is left is the rounding of the Gram matrix, and atoms chosen by that would only fit
+// noise.
+bool stands_out(const SteerPursuit& op, const Pursuit& row, const Entries& entries, int32_t n, float target) {
+  double correlation = target;
+  for (int32_t i = 0; i < n; ++i) correlation -= static_cast<double>(row.code[i]) * entries.row[i];
+  if (op.sign == PursuitSign::kSigned) correlation = std::fabs(correlation);
+  return correlation > kSmallestCorrelation * row.norm;
+}
+
 // Chooses the next atom and refits; false when pursuit is over. `start` is null where first correlations are
 // not kept.
 bool extend(const SteerPursuit& op, const Kernels& kernels, float* correlation, float* start, Pursuit* row,
@@ -112,6 +122,10 @@ bool extend(const SteerPursuit& op, const Kernels& kernels, float* correlation, 
                          op.sign == PursuitSign::kNonNegative)) {
       continue;
     }
+    if (op.gram != nullptr && !stands_out(op, *row, entries, n, target)) {
+      row->fit.drop_last();
+      return false;
+    }
     row->index[n] = static_cast<int32_t>(j);
     refit(op, row);
     return true;
@@ -124,7 +138,8 @@ void find_residual(const SteerPursuit& op, const Kernels& kernels, const Pursuit
 }
 
 bool small_enough(const SteerPursuit& op, const Kernels& kernels, const Pursuit& row, const float* residual) {
-  return std::sqrt(kernels.of(DType::kF32).sum_squares(residual, op.dim)) <= static_cast<double>(op.tol) * row.norm;
+  return std::sqrt(kernels.of(DType::kF32).sum_squares(residual, op.dim)) <=
+         static_cast<double>(op.tol) * row.norm;
 }
 
 }  // namespace
@@ -158,8 +173,8 @@ void pursue(const SteerPursuit& op, const Kernels& kernels, float* start, Pursui
   }
 }
 
-void pursue_step(const SteerPursuit& op, const Kernels& kernels, float* correlation, float* residual, Pursuit* row,
-                 const PursuitScratch& scratch) {
+void pursue_step(const SteerPursuit& op, const Kernels& kernels, float* correlation, float* residual,
+                 Pursuit* row, const PursuitScratch& scratch) {
   row->running = false;
   // Before the first choice the residual is the row itself.
   const float* left = row->fit.size() == 0 ? row->x : residual;

@@ -36,8 +36,8 @@ void pursue(const SteerPursuit& op, const Kernels& kernels, float* start, Pursui
 // Without a Gram matrix correlations come from the residual, E r + b, by reading E again; so rows go step by
 // step together and each step reads E once for all of them. This is one row's share of a step: it takes the
 // correlations, extends the support, and leaves the new residual. row->running says whether to go on.
-void pursue_step(const SteerPursuit& op, const Kernels& kernels, float* correlation, float* residual, Pursuit* row,
-                 const PursuitScratch& scratch);
+void pursue_step(const SteerPursuit& op, const Kernels& kernels, float* correlation, float* residual,
+                 Pursuit* row, const PursuitScratch& scratch);
 
 int64_t barred_words(int64_t m);
 

@@ -38,7 +38,8 @@ float cut(SparseCode* code, int64_t k, float* scratch) {
 
 int64_t selection_capacity(int64_t m, int64_t k) { return 2 * std::min(m, k) + 2 * kPiece; }
 
-void keep_largest(const Kernels& kernels, const float* a, int64_t m, int64_t k, SparseCode* code, float* scratch) {
+void keep_largest(const Kernels& kernels, const float* a, int64_t m, int64_t k, SparseCode* code,
+                  float* scratch) {
   k = std::min(m, k);
   const int64_t capacity = selection_capacity(m, k);
   float level = 0.f;
@@ -46,8 +47,8 @@ void keep_largest(const Kernels& kernels, const float* a, int64_t m, int64_t k, 
   for (int64_t begin = 0; begin < m; begin += kPiece) {
     if (code->count + kPiece > capacity) level = cut(code, k, scratch);
     const int64_t n = std::min(kPiece, m - begin);
-    code->count += kernels.collect_above(a + begin, n, level, static_cast<int32_t>(begin), code->index + code->count,
-                                         code->value + code->count);
+    code->count += kernels.collect_above(a + begin, n, level, static_cast<int32_t>(begin),
+                                         code->index + code->count, code->value + code->count);
   }
   if (code->count > k) cut(code, k, scratch);
 }

@@ -33,7 +33,8 @@ bool needs_code(const Rows& op, const Kernels& kernels, bool coded, int64_t t) {
     report_nothing(op, t, std::numeric_limits<float>::quiet_NaN());
     return false;
   }
-  const char* z = static_cast<const char*>(op.z) + t * op.z_stride * static_cast<int64_t>(size_of(op.activation));
+  const char* z =
+      static_cast<const char*>(op.z) + t * op.z_stride * static_cast<int64_t>(size_of(op.activation));
   float dose = 0;
   if (slot != kSlotOff) {
     if (kernels.of(op.activation).all_finite(z, op.dim)) {
@@ -87,8 +88,8 @@ void steer_block(const Call<SteerSae>& call, int64_t t0, int64_t first, int64_t 
   const Workspace& space = call.space;
   const bool all = op.coder == SaeCoder::kTopK;
   if (op.coder != SaeCoder::kNone) {
-    const Encoder encoder{op.enc, op.enc_bias, all ? nullptr : space.watched, op.weight, all ? op.atoms : watched,
-                          op.dim};
+    const Encoder encoder{
+        op.enc, op.enc_bias, all ? nullptr : space.watched, op.weight, all ? op.atoms : watched, op.dim};
     encode(call.kernels, encoder, space.x, n, space.correlation, call.executor);
   }
   for_each_row(space, call.workers, n, call.executor, [&](int64_t i, int64_t, const Worker& worker) {
@@ -100,7 +101,8 @@ void steer_block(const Call<SteerSae>& call, int64_t t0, int64_t first, int64_t 
       const float* threshold = op.coder == SaeCoder::kJumpRelu ? op.threshold : nullptr;
       keep_above(space.correlation[i], space.watched, watched, threshold, &code);
     }
-    steer_row(op, op.dec, call.kernels, t0 + space.row[first + i], space.x[i], space.norm[i], code, worker.edit);
+    steer_row(op, op.dec, call.kernels, t0 + space.row[first + i], space.x[i], space.norm[i], code,
+              worker.edit);
   });
 }
 
@@ -143,7 +145,8 @@ void steer_block(const Call<SteerPursuit>& call, int64_t t0, int64_t first, int6
       pursue(op, call.kernels, space.correlation[i], &own, worker.pursuit);
     }
     const SparseCode code = finish(op, &own);
-    steer_row(op, op.atoms, call.kernels, t0 + space.row[first + i], space.x[i], space.norm[i], code, worker.edit);
+    steer_row(op, op.atoms, call.kernels, t0 + space.row[first + i], space.x[i], space.norm[i], code,
+              worker.edit);
   });
 }
 
@@ -155,7 +158,8 @@ void load_block(const Call<Op>& call, int64_t t0, int64_t first, int64_t n, int6
   for_each_row(space, call.workers, n, call.executor, [&](int64_t i, int64_t, const Worker&) {
     const int64_t t = t0 + space.row[first + i];
     float* x = space.rows + i * op.dim;
-    const char* z = static_cast<const char*>(op.z) + t * op.z_stride * static_cast<int64_t>(size_of(op.activation));
+    const char* z =
+        static_cast<const char*>(op.z) + t * op.z_stride * static_cast<int64_t>(size_of(op.activation));
     call.kernels.of(op.activation).widen(z, x, op.dim);
     space.x[i] = x;
     space.correlation[i] = space.correlations + i * correlations;
@@ -204,8 +208,8 @@ Sizes sizes_for(const SteerPursuit& op, int threads) { return sizes_of(op, threa
 
 Status check_plan(const char* op, const Plan& plan) {
   if (plan.isa < Isa::kScalar || !has(plan.isa)) {
-    return make_status(Code::kUnsupported, "%s: the plan's instruction set %s does not run on this machine", op,
-                       name_of(plan.isa));
+    return make_status(Code::kUnsupported, "%s: the plan's instruction set %s does not run on this machine",
+                       op, name_of(plan.isa));
   }
   if (plan.threads < 1 || plan.threads > kMaxThreads) {
     return make_status(Code::kInvalidArgument, "%s: the plan's threads: expected 1 to %d, got %d", op,
@@ -216,12 +220,14 @@ Status check_plan(const char* op, const Plan& plan) {
 
 Status check_workspace(const char* op, const Plan& plan, size_t needed, const void* workspace) {
   if (plan.workspace_bytes < needed) {
-    return make_status(Code::kWorkspace, "%s: workspace: this call needs %zu bytes, its plan has %zu; plan again", op,
-                       needed, plan.workspace_bytes);
+    return make_status(Code::kWorkspace,
+                       "%s: workspace: this call needs %zu bytes, its plan has %zu; plan again", op, needed,
+                       plan.workspace_bytes);
   }
   if (workspace == nullptr || reinterpret_cast<uintptr_t>(workspace) % 64 != 0) {
-    return make_status(Code::kWorkspace, "%s: workspace: expected %zu bytes aligned to 64, got the pointer %p", op,
-                       needed, workspace);
+    return make_status(Code::kWorkspace,
+                       "%s: workspace: expected %zu bytes aligned to 64, got the pointer %p", op, needed,
+                       workspace);
   }
   return {};
 }

@@ -85,7 +85,9 @@ DACO_INLINE float total(V v) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-DACO_INLINE V larger(V a, V b) { return {_mm256_max_ps(a.v, b.v)}; }  // the second operand where either is NaN
+DACO_INLINE V larger(V a, V b) {
+  return {_mm256_max_ps(a.v, b.v)};
+}  // the second operand where either is NaN
 DACO_INLINE float largest(V v) {
   float lane[kLanes];
   store(lane, v);

@@ -43,7 +43,9 @@ DACO_INLINE V load(const Bfloat* p) {
 DACO_INLINE __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 // The first n < kLanes elements, zeros behind them; masked lanes are not touched in memory.
 DACO_INLINE V load_first(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
-DACO_INLINE V load_first(const Half* p, int64_t n) { return half_to_float(_mm256_maskz_loadu_epi16(first(n), p)); }
+DACO_INLINE V load_first(const Half* p, int64_t n) {
+  return half_to_float(_mm256_maskz_loadu_epi16(first(n), p));
+}
 DACO_INLINE V load_first(const Bfloat* p, int64_t n) {
   return bfloat_to_float(_mm256_maskz_loadu_epi16(first(n), p));
 }
@@ -79,7 +81,9 @@ DACO_INLINE V minus(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
 DACO_INLINE V magnitude(V v) { return {_mm512_abs_ps(v.v)}; }
 DACO_INLINE float total(V v) { return _mm512_reduce_add_ps(v.v); }
 
-DACO_INLINE V larger(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }  // the second operand where either is NaN
+DACO_INLINE V larger(V a, V b) {
+  return {_mm512_max_ps(a.v, b.v)};
+}  // the second operand where either is NaN
 DACO_INLINE float largest(V v) { return _mm512_reduce_max_ps(v.v); }
 DACO_INLINE uint32_t where_above(V a, V b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
 DACO_INLINE uint32_t where_equal(V a, V b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }

@@ -47,7 +47,8 @@ DACO_INLINE V load(const float* p) {
   return v;
 }
 DACO_INLINE V load(const Bfloat* p) {
-  return from_bits(Bits{uint32_t{p[0].bits}, uint32_t{p[1].bits}, uint32_t{p[2].bits}, uint32_t{p[3].bits}} << 16);
+  return from_bits(Bits{uint32_t{p[0].bits}, uint32_t{p[1].bits}, uint32_t{p[2].bits}, uint32_t{p[3].bits}}
+                   << 16);
 }
 DACO_INLINE V load(const Half* p) {
   const Bits h{uint32_t{p[0].bits}, uint32_t{p[1].bits}, uint32_t{p[2].bits}, uint32_t{p[3].bits}};

@@ -128,7 +128,8 @@ Workspace::Workspace(const Sizes& s, void* base) : sizes_(s) {
     Carver one_pursuit(nullptr);
     carve_pursuit(s, &one_pursuit);
     pursuit_bytes_ = one_pursuit.used();
-    pursuit_buffers_ = carver.take<char>(static_cast<int64_t>(pursuit_bytes_) * (s.barred > 0 ? s.block : s.workers));
+    pursuit_buffers_ =
+        carver.take<char>(static_cast<int64_t>(pursuit_bytes_) * (s.barred > 0 ? s.block : s.workers));
   }
   bytes_ = carver.used();
 }

@@ -26,8 +26,8 @@ struct Sizes {
   bool reports = false;      // k_out > 0
   int32_t pursuit = 0;       // k of a pursuit
   bool non_negative = false;
-  int64_t gram_row = 0;      // m, for a pursuit with a Gram matrix
-  int64_t barred = 0;        // words of a pursuit without one
+  int64_t gram_row = 0;  // m, for a pursuit with a Gram matrix
+  int64_t barred = 0;    // words of a pursuit without one
 };
 
 Sizes sizes_of(const SteerSae& op, int threads);

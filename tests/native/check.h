@@ -40,24 +40,25 @@ inline int run_all() {
 
 }  // namespace check
 
-#define TEST(name)                                              \
-  static void name();                                           \
-  static const bool added_##name = check::add(#name, name);     \
+#define TEST(name)                                          \
+  static void name();                                       \
+  static const bool added_##name = check::add(#name, name); \
   static void name()
 
-#define CHECK(condition)                                                 \
-  do {                                                                   \
+#define CHECK(condition)                                                  \
+  do {                                                                    \
     if (!(condition)) check::fail(__FILE__, __LINE__, "not " #condition); \
   } while (false)
 
 // A status must have this code and a message that contains this text.
-#define CHECK_STATUS(expression, expected, text)                                                        \
-  do {                                                                                                  \
-    const daco::Status got = (expression);                                                              \
-    if (got.code != (expected) || std::strstr(got.message, text) == nullptr) {                          \
-      check::fail(__FILE__, __LINE__, std::string(#expression) + " said \"" + got.message + "\" where \"" + \
-                                          (text) + "\" was expected");                                  \
-    }                                                                                                   \
+#define CHECK_STATUS(expression, expected, text)                                                             \
+  do {                                                                                                       \
+    const daco::Status got = (expression);                                                                   \
+    if (got.code != (expected) || std::strstr(got.message, text) == nullptr) {                               \
+      check::fail(                                                                                           \
+          __FILE__, __LINE__,                                                                                \
+          std::string(#expression) + " said \"" + got.message + "\" where \"" + (text) + "\" was expected"); \
+    }                                                                                                        \
   } while (false)
 
 #define CHECK_OK(expression) CHECK_STATUS(expression, daco::Code::kOk, "")

@@ -71,13 +71,16 @@ TEST(refuses_bad_sizes_by_name) {
   refuses(a.sae(), "k_out", [](SteerSae& o) { o.k_out = -1; });
   refuses(a.sae(), "coder", [](SteerSae& o) { o.coder = static_cast<SaeCoder>(9); });
   refuses(a.sae(SaeCoder::kTopK), "k: expected 1 to m", [](SteerSae& o) { o.k = 0; });
-  refuses(a.sae(SaeCoder::kTopK), "k: expected 1 to m with coder topk, got 34", [](SteerSae& o) { o.k = 34; });
-  refuses(a.sae(), "z: expected fp32, fp16 or bf16, got int8", [](SteerSae& o) { o.activation = DType::kI8; });
+  refuses(a.sae(SaeCoder::kTopK), "k: expected 1 to m with coder topk, got 34",
+          [](SteerSae& o) { o.k = 34; });
+  refuses(a.sae(), "z: expected fp32, fp16 or bf16, got int8",
+          [](SteerSae& o) { o.activation = DType::kI8; });
   refuses(a.pursuit(), "SteerPursuit: k", [](SteerPursuit& o) { o.k = 65; });
   refuses(a.pursuit(), "tol", [](SteerPursuit& o) { o.tol = -1.f; });
   refuses(a.pursuit(), "tol", [](SteerPursuit& o) { o.tol = NAN; });
   refuses(a.pursuit(), "sign", [](SteerPursuit& o) { o.sign = static_cast<PursuitSign>(3); });
-  refuses(a.pursuit(), "gram: expected fp32 or fp16, got bf16", [](SteerPursuit& o) { o.gram_dtype = DType::kBF16; });
+  refuses(a.pursuit(), "gram: expected fp32 or fp16, got bf16",
+          [](SteerPursuit& o) { o.gram_dtype = DType::kBF16; });
   refuses(a.pursuit(), "tau", [](SteerPursuit& o) {
     o.coder = PursuitCoder::kElasticNet;
     o.tau = 2.f;
@@ -172,13 +175,15 @@ TEST(refuses_a_workspace_that_does_not_do) {
   CHECK_OK(cpu::plan(op, 1, &plan));
   problem::Fenced workspace(plan.workspace_bytes + 64, 0);
   CHECK_STATUS(cpu::steer(op, plan, nullptr, Executor::serial()), Code::kWorkspace, "workspace");
-  CHECK_STATUS(cpu::steer(op, plan, workspace.as<char>() + 4, Executor::serial()), Code::kWorkspace, "aligned to 64");
+  CHECK_STATUS(cpu::steer(op, plan, workspace.as<char>() + 4, Executor::serial()), Code::kWorkspace,
+               "aligned to 64");
   Plan small = plan;
   small.workspace_bytes /= 2;
   CHECK_STATUS(cpu::steer(op, small, workspace.as<>(), Executor::serial()), Code::kWorkspace, "plan again");
   Plan nobody = plan;
   nobody.threads = 0;
-  CHECK_STATUS(cpu::steer(op, nobody, workspace.as<>(), Executor::serial()), Code::kInvalidArgument, "threads");
+  CHECK_STATUS(cpu::steer(op, nobody, workspace.as<>(), Executor::serial()), Code::kInvalidArgument,
+               "threads");
 }
 
 TEST(takes_the_instruction_set_from_the_environment) {
@@ -223,11 +228,14 @@ TEST(truncates_long_messages) {
 TEST(build_gram_refuses_by_name) {
   float x = 0;
   const Executor serial = Executor::serial();
-  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kF32, 0, 1, &x, DType::kF32, serial), Code::kInvalidArgument, "[m, d]");
-  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kF32, 1, 1, &x, DType::kBF16, serial), Code::kInvalidArgument, "gram");
-  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kI8, 1, 1, &x, DType::kF32, serial), Code::kUnsupported, "int8");
-  CHECK_STATUS(cpu::build_gram(nullptr, &x, DType::kF32, 1, 1, &x, DType::kF32, serial), Code::kInvalidArgument,
-               "analysis");
+  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kF32, 0, 1, &x, DType::kF32, serial), Code::kInvalidArgument,
+               "[m, d]");
+  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kF32, 1, 1, &x, DType::kBF16, serial), Code::kInvalidArgument,
+               "gram");
+  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kI8, 1, 1, &x, DType::kF32, serial), Code::kUnsupported,
+               "int8");
+  CHECK_STATUS(cpu::build_gram(nullptr, &x, DType::kF32, 1, 1, &x, DType::kF32, serial),
+               Code::kInvalidArgument, "analysis");
 }
 
 int main() { return check::run_all(); }

@@ -70,8 +70,9 @@ TEST(widening_is_exact_for_all_bit_patterns) {
       int wrong = 0;
       for (size_t i = 0; i < bits.size(); ++i) {
         const double expected = meaning(bits[i], format.exponent_bits);
-        const bool same = std::isnan(expected) ? std::isnan(got[i])
-                                               : got[i] == expected && std::signbit(got[i]) == std::signbit(expected);
+        const bool same = std::isnan(expected)
+                              ? std::isnan(got[i])
+                              : got[i] == expected && std::signbit(got[i]) == std::signbit(expected);
         wrong += !same;
       }
       CHECK(wrong == 0);
@@ -82,13 +83,16 @@ TEST(widening_is_exact_for_all_bit_patterns) {
 TEST(narrowing_rounds_to_even_and_saturates) {
   std::vector<float> x = random_floats(2000, 3);
   for (int exponent = -150; exponent < 128; ++exponent) {
-    for (int step = 0; step < 64; ++step) x.push_back(std::ldexp(1.f + static_cast<float>(step) / 64.f, exponent));
+    for (int step = 0; step < 64; ++step)
+      x.push_back(std::ldexp(1.f + static_cast<float>(step) / 64.f, exponent));
   }
   // Halfway cases around every fp16 value of a few binades, subnormal ones included.
   for (int bits = 1; bits < 0x7bff; bits += 7) {
-    x.push_back(static_cast<float>((meaning(static_cast<uint16_t>(bits), 5) + meaning(static_cast<uint16_t>(bits + 1), 5)) / 2));
+    x.push_back(static_cast<float>(
+        (meaning(static_cast<uint16_t>(bits), 5) + meaning(static_cast<uint16_t>(bits + 1), 5)) / 2));
   }
-  for (float special : {0.f, 65504.f, 65519.f, 65520.f, 1e6f, 3.3895e38f, 3.4e38f, INFINITY}) x.push_back(special);
+  for (float special : {0.f, 65504.f, 65519.f, 65520.f, 1e6f, 3.3895e38f, 3.4e38f, INFINITY})
+    x.push_back(special);
   const size_t n = x.size();
   for (size_t i = 0; i < n; ++i) x.push_back(-x[i]);
   x.push_back(NAN);
@@ -131,7 +135,8 @@ TEST(finds_what_is_not_finite_wherever_it_is) {
 
 TEST(a_dot_product_has_the_same_bits_alone_and_in_any_block) {
   const int64_t m = 37, d = 61, rows = 9;
-  const std::vector<float> w = random_floats(m * d, 5), x = random_floats(rows * d, 6), bias = random_floats(m, 7);
+  const std::vector<float> w = random_floats(m * d, 5), x = random_floats(rows * d, 6),
+                           bias = random_floats(m, 7);
   for (Isa isa : problem::isas()) {
     for (DType t : {DType::kF32, DType::kF16, DType::kBF16}) {
       const TypedKernels& k = kernels(isa).of(t);
@@ -192,10 +197,10 @@ TEST(keeps_the_k_largest_with_ties_to_the_lower_index) {
       for (int kind = 0; kind < 5; ++kind) {
         std::vector<float> a = random_floats(static_cast<size_t>(m), static_cast<unsigned>(m));
         for (int64_t i = 0; i < m; ++i) {
-          if (kind == 1) a[i] = static_cast<float>(i);                    // rising: the threshold never helps
-          if (kind == 2) a[i] = std::round(a[i] * 2);                     // many ties
-          if (kind == 3) a[i] = 1.f;                                      // nothing but ties
-          if (kind == 4) a[i] = i % 3 == 0 ? NAN : -std::fabs(a[i]);      // nothing to keep
+          if (kind == 1) a[i] = static_cast<float>(i);                // rising: the threshold never helps
+          if (kind == 2) a[i] = std::round(a[i] * 2);                 // many ties
+          if (kind == 3) a[i] = 1.f;                                  // nothing but ties
+          if (kind == 4) a[i] = i % 3 == 0 ? NAN : -std::fabs(a[i]);  // nothing to keep
         }
         for (int64_t k : {int64_t{1}, std::min<int64_t>(m, 32), std::max<int64_t>(1, m - 1), m}) {
           std::vector<int32_t> order;
@@ -221,12 +226,14 @@ TEST(keeps_the_k_largest_with_ties_to_the_lower_index) {
 TEST(non_negative_least_squares_meets_its_optimality_conditions) {
   for (unsigned seed = 0; seed < 40; ++seed) {
     const int32_t n = 2 + static_cast<int32_t>(seed % 30), d = 40;
-    const std::vector<float> a = random_floats(static_cast<size_t>(n * d), seed), t = random_floats(n, seed + 100);
+    const std::vector<float> a = random_floats(static_cast<size_t>(n * d), seed),
+                             t = random_floats(n, seed + 100);
     std::vector<float> gram(static_cast<size_t>(n * n));
     for (int32_t i = 0; i < n; ++i) {
       for (int32_t j = 0; j < n; ++j) {
         double sum = 0;
-        for (int32_t c = 0; c < d; ++c) sum += a[i * d + c] * a[j * d + c] + 4.0;  // a strong common direction
+        for (int32_t c = 0; c < d; ++c)
+          sum += a[i * d + c] * a[j * d + c] + 4.0;  // a strong common direction
         gram[i * n + j] = static_cast<float>(sum / d);
       }
     }
@@ -243,7 +250,8 @@ TEST(non_negative_least_squares_meets_its_optimality_conditions) {
     }
     for (size_t i = 0; i < members.size(); ++i) {
       double gradient = t[members[i]];
-      for (size_t j = 0; j < members.size(); ++j) gradient -= gram[members[i] * n + members[j]] * fit.code()[j];
+      for (size_t j = 0; j < members.size(); ++j)
+        gradient -= gram[members[i] * n + members[j]] * fit.code()[j];
       CHECK(fit.code()[i] >= 0);
       CHECK(fit.code()[i] > 0 ? std::fabs(gradient) < 1e-9 : gradient < 1e-9);
     }

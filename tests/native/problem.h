@@ -154,8 +154,8 @@ struct Operands {
     op.bias = bias.data();
     if (with_gram) {
       gram.resize(static_cast<size_t>(shape.atoms * shape.atoms));
-      CHECK_OK(daco::cpu::build_gram(op.analysis, op.atoms, daco::DType::kF32, shape.atoms, shape.dim, gram.data(),
-                                     daco::DType::kF32, daco::Executor::serial()));
+      CHECK_OK(daco::cpu::build_gram(op.analysis, op.atoms, daco::DType::kF32, shape.atoms, shape.dim,
+                                     gram.data(), daco::DType::kF32, daco::Executor::serial()));
       op.gram = gram.data();
     }
     return op;
@@ -191,7 +191,8 @@ Result run(Op op, daco::Isa isa, int threads, bool in_place = false, unsigned ch
   CHECK_OK(daco::cpu::plan(op, threads, &plan, isa));
   Fenced workspace(plan.workspace_bytes, poison);
   Threads pool{threads};
-  CHECK_OK(daco::cpu::steer(op, plan, workspace.as<>(), threads > 1 ? pool.executor() : daco::Executor::serial()));
+  CHECK_OK(
+      daco::cpu::steer(op, plan, workspace.as<>(), threads > 1 ? pool.executor() : daco::Executor::serial()));
   const auto bytes = [](Fenced& f) {
     return std::vector<unsigned char>(f.as<unsigned char>(), f.as<unsigned char>() + f.bytes());
   };

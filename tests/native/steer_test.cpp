@@ -101,7 +101,8 @@ TEST(rows_that_are_off_observed_or_broken_are_copied_bit_for_bit) {
       for (size_t i = 6 * 19; i < 8 * 19; ++i) CHECK(std::isnan(at(got.out, i)));
       CHECK(at(got.doses, 0) == 0 && at(got.doses, 1) == 0);
       CHECK(at(got.doses, 2) >= 0 && at(got.doses, 3) == 0);
-      for (size_t t : {3, 4, 6, 7}) CHECK(std::isnan(at(got.doses, 2 * t)) && std::isnan(at(got.doses, 2 * t + 1)));
+      for (size_t t : {3, 4, 6, 7})
+        CHECK(std::isnan(at(got.doses, 2 * t)) && std::isnan(at(got.doses, 2 * t + 1)));
       int32_t index[16];
       std::memcpy(index, got.index.data(), sizeof(index));
       for (size_t t : {0, 2, 3, 4, 6, 7}) CHECK(index[2 * t] == -1 && index[2 * t + 1] == -1);
@@ -137,7 +138,8 @@ TEST(weights_are_not_touched_when_no_row_needs_a_code) {
     for (SaeCoder coder : kCoders) {
       SteerSae op = operands.sae(coder);
       op.enc = op.dec = wall.data();
-      op.gain = op.boost = op.shift = op.limits = op.enc_bias = op.threshold = static_cast<float*>(wall.data());
+      op.gain = op.boost = op.shift = op.limits = op.enc_bias = op.threshold =
+          static_cast<float*>(wall.data());
       op.undesirable = static_cast<uint8_t*>(wall.data());
       problem::run(op, isa, 1);
     }
@@ -156,7 +158,7 @@ TEST(coder_none_never_reads_the_matrices) {
   for (Isa isa : problem::isas()) problem::run(op, isa, 2);
 }
 
-TEST(only_watched_latents_are_encoded) {
+TEST(only_watched_latents_are_coded) {
   Operands operands({4, 1024, 64, 3, 1, 2});
   operands.slots = {1, 2, 2, 1};
   std::fill(operands.gain.begin(), operands.gain.end(), 1.f);
@@ -165,9 +167,10 @@ TEST(only_watched_latents_are_encoded) {
   operands.gain[2 * 64 + 5] = 0.f;
   operands.undesirable[1 * 64 + 9] = 1;
   operands.gain[1 * 64 + 20] = 0.f;  // rows 0 and 1 of gain mean nothing
-  // Every atom but 5 and 9 becomes NaN: reading one would show in z' or the doses.
+  // Every atom but 5 and 9 would have a large code: coding one would show in the support.
+  for (float& x : operands.z) x = std::fabs(x);
   for (int64_t i = 0; i < 64; ++i) {
-    if (i != 5 && i != 9) std::fill(&operands.atoms[i * 1024], &operands.atoms[i * 1024] + 1024, NAN);
+    if (i != 5 && i != 9) std::fill(&operands.atoms[i * 1024], &operands.atoms[i * 1024] + 1024, 10.f);
   }
   for (Isa isa : problem::isas()) {
     for (SaeCoder coder : {SaeCoder::kRelu, SaeCoder::kJumpRelu}) {
@@ -239,16 +242,17 @@ TEST(the_gram_matrix_of_a_dictionary_is_symmetric_to_the_bit) {
     for (DType t : {DType::kF32, DType::kF16}) {
       problem::Fenced gram(150 * 150 * size_of(t), 0xff), again(150 * 150 * size_of(t), 0x00);
       problem::Threads pool{3};
-      CHECK_OK(cpu::build_gram(operands.atoms.data(), operands.atoms.data(), DType::kF32, 150, 77, gram.as<>(), t,
-                               Executor::serial(), isa));
-      CHECK_OK(cpu::build_gram(operands.atoms.data(), operands.atoms.data(), DType::kF32, 150, 77, again.as<>(), t,
-                               pool.executor(), isa));
+      CHECK_OK(cpu::build_gram(operands.atoms.data(), operands.atoms.data(), DType::kF32, 150, 77,
+                               gram.as<>(), t, Executor::serial(), isa));
+      CHECK_OK(cpu::build_gram(operands.atoms.data(), operands.atoms.data(), DType::kF32, 150, 77,
+                               again.as<>(), t, pool.executor(), isa));
       CHECK(std::memcmp(gram.as<>(), again.as<>(), gram.bytes()) == 0);
       const size_t size = size_of(t);
       int wrong = 0;
       for (size_t i = 0; i < 150; ++i) {
         for (size_t j = 0; j < i; ++j) {
-          wrong += std::memcmp(gram.as<char>() + (i * 150 + j) * size, gram.as<char>() + (j * 150 + i) * size, size) != 0;
+          wrong += std::memcmp(gram.as<char>() + (i * 150 + j) * size, gram.as<char>() + (j * 150 + i) * size,
+                               size) != 0;
         }
       }
       CHECK(wrong == 0);

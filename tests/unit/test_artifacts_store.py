@@ -339,15 +339,22 @@ def test_overwrite_only_replaces_artifacts(tmp_path: Path) -> None:
     assert (tmp_path / "thesis/chapter").read_text() == "precious"
 
 
-def test_failure_cancels_the_hash_on_the_other_thread(tmp_path: Path, shard: Path) -> None:
+def test_failure_stops_the_hashing_on_the_other_thread(tmp_path: Path) -> None:
+    header = b'{"w":{"dtype":"U8","shape":[1073741824],"data_offsets":[0,1073741824]}}'
+    sparse = tmp_path / "sparse.safetensors"
+    sparse.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(sparse, 8 + len(header) + (1 << 30))
     seen: list[ArtifactWriter] = []
     with pytest.raises(ZeroDivisionError), new_artifact(tmp_path / "a", "bundle") as writer:
         seen.append(writer)
-        for index in range(20):
-            writer.link(shard, f"w{index}.safetensors", full_hash=True)
+        writer.link(sparse, "running.safetensors", full_hash=True)
+        writer.link(sparse, "waiting.safetensors", full_hash=True)
+        while not writer._hashes["running.safetensors"].running():
+            pass
         raise ZeroDivisionError
-    assert seen[0]._pool is not None and seen[0]._hashes["w19.safetensors"].cancelled()
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint"]
+    assert isinstance(seen[0]._hashes["running.safetensors"].exception(), InterruptedError)
+    assert seen[0]._hashes["waiting.safetensors"].cancelled()
+    assert os.listdir(tmp_path) == ["sparse.safetensors"]
 
 
 def test_sigkill_while_writing_tensors_keeps_the_old_artifact(tmp_path: Path) -> None:

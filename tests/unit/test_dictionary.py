@@ -106,7 +106,7 @@ def _slow_directions(model: Any, tokenizer: Any, concepts: list[ConceptEntry], b
                 states = model.model.language_model(
                     input_ids=torch.tensor([encoded["input_ids"]]), output_hidden_states=True
                 ).hidden_states
-            own.append(states[block + 1][0, tokens].double().mean(dim=0).numpy())
+            own.append(states[block + 1][0, tokens[-1]].double().numpy())
         sums.append((np.sum(own, axis=0), len(own)))
         total, count = total + sums[-1][0], count + len(own)
     for own_sum, own_count in sums:

@@ -1,8 +1,11 @@
 """Contrastive directions: what a concept's word adds to the residual stream, beyond what any word adds.
 
-For each concept c, block and its short texts, the stream is read at the tokens of the concept's word:
+For each concept c, block and its short texts, the stream is read at the last token of the concept's word:
 
     D_c = mean over the readings of c  −  mean over the readings of all other concepts
+
+The last token has seen the whole word; with the tokens before it averaged in, a word of two tokens
+("d", "agger") got a direction too weak to pass a deadband that benign words stay under.
 
 Residual streams hold a few positions of enormous norm. Three rules keep them out: position 0 is never
 read, a token whose norm exceeds four times the block's median is dropped, and whoever codes with the
@@ -46,7 +49,7 @@ class Directions:
     readings : int
         Number of texts read.
     rejected : dict of int to int
-        block → word tokens dropped for their norm.
+        block → readings dropped for their norm or because the word stood at position 0.
     """
 
     atoms: dict[int, np.ndarray] = field(default_factory=dict)
@@ -112,7 +115,7 @@ def build_dictionary(
     ]
     recipe = {
         "direction": "mean over the word's readings minus mean over all other concepts' readings, unit norm",
-        "position": "tokens of the word",
+        "position": "last token of the word",
         "centre": "mean of ordinary text",
         "norm_limit": NORM_LIMIT,
         "readings": found.readings,
@@ -171,14 +174,14 @@ def measure_directions(
     silent = contextlib.nullcontext(lambda _: None)
     with show("reading concepts", len(texts), unit="texts") if progress else silent as advance:
         for index, offsets, streams in _run(text, tokenizer, texts, wanted, batch_tokens, advance):
-            tokens = _word_tokens(offsets, *spans[index])
+            token = _word_token(offsets, *spans[index])
             for block, stream in streams.items():
-                rows = stream[tokens].astype(np.float64)
-                keep = np.linalg.norm(rows, axis=1) <= NORM_LIMIT * found.median_norm[block]
-                found.rejected[block] += int((~keep).sum())
-                if keep.any():
-                    sums[block][owners[index]] += rows[keep].mean(axis=0)
+                row = stream[token].astype(np.float64)
+                if token > 0 and np.linalg.norm(row) <= NORM_LIMIT * found.median_norm[block]:
+                    sums[block][owners[index]] += row
                     counts[block][owners[index]] += 1
+                else:
+                    found.rejected[block] += 1
     for block in wanted:
         found.atoms[block], found.norms[block] = _contrast(sums[block], counts[block], concepts, block)
     return found
@@ -215,9 +218,9 @@ def _ordinary(
     return {block: np.concatenate(parts).astype(np.float64) for block, parts in rows.items()}
 
 
-def _word_tokens(offsets: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
-    """Return the tokens that overlap the characters [start, end), never token 0."""
-    return [i for i, (a, b) in enumerate(offsets) if i > 0 and a < end and b > start]
+def _word_token(offsets: Sequence[tuple[int, int]], start: int, end: int) -> int:
+    """Return the last token that overlaps the characters [start, end)."""
+    return max(i for i, (a, b) in enumerate(offsets) if a < end and b > start)
 
 
 class _Enough(Exception):

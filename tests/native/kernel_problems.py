@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +106,8 @@ class Gram:
         self.largest = float(np.abs(self.matrix).max())
 
     def of(self, picked: list[int]) -> Array:
-        return self.matrix[np.ix_(picked, picked)]
+        at = np.array(picked, int)
+        return self.matrix[np.ix_(at, at)]
 
     def condition(self, picked: list[int]) -> float:
         return float(np.linalg.cond(self.of(picked))) if picked else 1.0
@@ -126,12 +128,13 @@ class Undecidable(Exception):
     """A row stands so near to a cliff that two right answers exist; it is counted, not compared."""
 
 
-def follow_pursuit(
+def greedy_paths(
     problem: Problem, t: int, support: set[int], gram: Gram, k: int, sign: str, coarse: float
-) -> tuple[list[int], Array]:
-    """Follow a greedy pursuit in float64 that agrees with the kernel wherever rounding may decide.
+) -> Iterator[tuple[list[int], Array]]:
+    """Yield the pursuits of row t that are greedy up to rounding: their picks in order and exact codes.
 
-    ``coarse`` is the relative error of the Gram entries that chose. Returns the picks and their exact codes.
+    Where correlations are within rounding of the largest, each of them may be picked; those in ``support``
+    (the kernel's) are tried first. ``coarse`` is the relative error of the Gram entries that chose.
 
     Raises
     ------
@@ -143,36 +146,43 @@ def follow_pursuit(
     error = correlation_error(problem, t)
     floor = reference.PURSUIT_EPS * float(np.linalg.norm(row))
     diagonal = np.diag(gram.matrix)
-    usable = diagonal > 0
-    picked: list[int] = []
-    c = np.zeros(0)
-    alpha = start
-    while len(picked) < k and floor > 0:
-        margin = error + float(np.abs(c).sum()) * ((coarse + 8 * EPS32) * gram.largest + gram.asymmetry)
-        score = np.where(usable, np.abs(alpha) if sign == "signed" else alpha, -np.inf)
-        best = float(score.max())
-        if abs(best - floor) <= margin:
-            # Which side of the floor decides: the kernel may have gone on into rounding noise or stopped.
-            raise Undecidable
-        if best <= floor:
-            break
-        near = np.flatnonzero(score >= best - 2 * margin)
-        j = int(np.argmax(score))
-        if len(near) > 1 and j not in support:
-            j = next((int(i) for i in near if int(i) in support), j)
-        usable[j] = False
-        if picked:
-            cross = gram.matrix[picked, j]
-            pivot = 1 - cross @ np.linalg.solve(gram.of(picked), cross) / diagonal[j]
-            if abs(pivot - reference.PIVOT_MIN) < 5e-5 + 2 * gram.asymmetry:
-                raise Undecidable
-            if pivot < reference.PIVOT_MIN:
-                continue
-        picked.append(j)
-        solve = reference._nnls if sign == "nnls" else np.linalg.solve
-        c = solve(gram.of(picked), start[picked])
+    solve = reference._nnls if sign == "nnls" else np.linalg.solve
+
+    def extend(picked: list[int], usable: Array) -> Iterator[tuple[list[int], Array]]:
+        c = solve(gram.of(picked), start[picked]) if picked else np.zeros(0)
+        if len(picked) == k or floor == 0:
+            yield picked, c
+            return
         alpha = start - gram.matrix[:, picked] @ c
-    return picked, c
+        margin = error + float(np.abs(c).sum()) * ((coarse + 8 * EPS32) * gram.largest + gram.asymmetry)
+        usable = usable.copy()
+        while True:
+            score = np.where(usable, np.abs(alpha) if sign == "signed" else alpha, -np.inf)
+            best = float(score.max())
+            if abs(best - floor) <= (margin if gram.asymmetry + coarse == 0 else 4 * margin):
+                # Nothing but rounding is left: the kernel may have stopped or gone on.
+                raise Undecidable
+            if best <= floor:
+                yield picked, c
+                return
+            near = np.flatnonzero(score >= best - 2 * margin)
+            cross = gram.matrix[np.ix_(np.array(picked, int), near)]
+            combined = np.linalg.solve(gram.of(picked), cross)
+            pivots = 1 - (cross * combined).sum(axis=0) / diagonal[near]
+            # What fp32 entries of G leave of a pivot: their rounding, seen through the combination.
+            noise = 8 * EPS32 * gram.largest * (1 + np.abs(combined).sum(axis=0)) ** 2 / diagonal[near]
+            if picked and (np.abs(pivots - reference.PIVOT_MIN) < 2e-5 + 2 * gram.asymmetry + noise).any():
+                raise Undecidable
+            skipped = near[pivots < reference.PIVOT_MIN]
+            if not picked or len(skipped) == 0:
+                break
+            usable[skipped] = False
+        for j in sorted(near.tolist(), key=lambda j: (j not in support, -score[j])):
+            left = usable.copy()
+            left[j] = False
+            yield from extend([*picked, j], left)
+
+    return extend([], diagonal > 0)
 
 
 def plain_code(problem: Problem, t: int, picked: list[int]) -> Array:
@@ -183,22 +193,29 @@ def plain_code(problem: Problem, t: int, picked: list[int]) -> Array:
     return np.linalg.solve(gram, correlations(problem, t, np.float32)[picked]).astype(np.float64)
 
 
-def edited(problem: Problem, t: int, code: Array, dtype: Any) -> Array:
+def edited(problem: Problem, t: int, code: Array, dtype: Any, keep_norm: bool = True) -> Array:
     """Return z' of row t before it is rounded to z's dtype, computed in ``dtype``; observe rows stay."""
     row = problem.z[t].astype(dtype)
     p = int(problem.slots[t])
     if p < 2:
         return row
     policy = problem.policy
-    limits = policy["limits"][p].astype(dtype)
+    limits = policy["limits"][p].astype(dtype) * np.array([1, 1, keep_norm, 0], dtype)
     operands = (problem.dec, policy["gain"][p], policy["boost"][p], policy["shift"][p])
     return reference.edit_row(row, code.astype(dtype), *(x.astype(dtype) for x in operands), limits)
 
 
-def near_deadband(problem: Problem, t: int, code: Array, slack: float) -> bool:
-    theta = float(problem.policy["limits"][problem.slots[t], 0])
+def near_cliff(problem: Problem, t: int, code: Array, slack: float) -> bool:
+    """Whether rounding may switch a code on or off, or an edit cancels a row whose norm is then restored."""
+    p = int(problem.slots[t])
+    theta, _, keep_norm, _ = problem.policy["limits"][p]
     strength = np.abs(code) * np.linalg.norm(problem.dec.astype(np.float64), axis=1)
-    return theta > 0 and bool((np.abs(strength[code != 0] - theta) <= slack).any())
+    if p < 2:
+        return False
+    if theta > 0 and (np.abs(strength[code != 0] - theta) <= slack).any():
+        return True
+    left = np.linalg.norm(edited(problem, t, code, np.float64, keep_norm=False))
+    return bool(keep_norm and left <= 1e-3 * np.linalg.norm(problem.z[t].astype(np.float64)))
 
 
 def doses(problem: Problem, t: int, code: Array, out: Array) -> tuple[float, float]:
