@@ -42,8 +42,10 @@ struct Rows {
   int64_t out_stride = 0;
   const int32_t* slots = nullptr;  // [T]
 
-  DType weight = DType::kF32;            // of the two big matrices
-  const float* scales = nullptr;         // [m] per-atom scale of quantised weights, else null
+  DType weight = DType::kF32;  // of the two big matrices
+  // [2, m] per-atom scales of int8 and fp8 weights, else null: row 0 multiplies the rows of the encoder or
+  // analysis matrix, row 1 those of the decoder or atoms.
+  const float* scales = nullptr;
   const float* gain = nullptr;           // [P, m]
   const float* boost = nullptr;          // [P, m] or null (all zero)
   const uint8_t* undesirable = nullptr;  // [P, m], 0 or 1
@@ -81,6 +83,20 @@ struct SteerPursuit : Rows {
   const void* gram = nullptr;      // G = E A' [m, m], or null: correlations are recomputed at each step
   DType gram_dtype = DType::kF32;  // fp32 or fp16
   const void* atoms = nullptr;     // A [m, d]
+};
+
+enum class AffinePhi : int32_t { kIdentity = 0, kRelu = 1, kClamp = 2 };
+
+// z' = z + B[p] phi(A[p] z + a[p]) + shift[p]: the dose cap and norm keeping of `limits` apply, the deadband
+// does not. Of Rows it has no atoms, tables of codes, scales or support: atoms is r, k_out is 0, the pointers
+// are null.
+struct SteerAffine : Rows {
+  AffinePhi phi = AffinePhi::kIdentity;
+  float low = 0.f;                // clamp only: phi(x) = min(max(x, low), high)
+  float high = 0.f;               // clamp only
+  const void* a = nullptr;        // [P, r, d]
+  const float* a_bias = nullptr;  // [P, r]
+  const void* b = nullptr;        // [P, d, r]
 };
 
 // Instruction sets of the CPU kernels, in rising order. kAuto takes the best that the machine has.
