@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daco_rt.ops import reference
+from daco_rt.ops.quantise import dequantise
 
 CLOSE = 1e-4
 """Rows whose margin is at most this are counted apart."""
@@ -27,6 +28,8 @@ def row_margins(
     k: int,
     sign: str = "positive",
     tol: float = 0.0,
+    tau: float = 0.95,
+    alpha: float = 0.05,
 ) -> NDArray[np.float64]:
     """Return the relative distance of every row to the nearest cliff.
 
@@ -41,14 +44,18 @@ def row_margins(
     -------
     [T] float64; infinity where nothing is coded (slot 0, rows that are not finite).
     """
+    operands = dequantise(operands)
     gain = np.asarray(operands["gain"], np.float64)
     boost = reference.or_zeros(operands.get("boost"), gain)
     limits = np.asarray(operands["limits"], np.float64)
     synthesis = np.asarray(operands["dec" if "dec" in operands else "atoms"]).astype(np.float64)
     atom_norm = np.linalg.norm(synthesis, axis=1)
-    code_and_margin = (
-        _pursuit(operands, synthesis, k, sign, tol) if coder == "omp" else _sae(operands, coder, k)
-    )
+    if coder == "omp":
+        code_and_margin = _pursuit(operands, synthesis, k, sign, tol)
+    elif coder == "elastic_net":
+        code_and_margin = _net(operands, synthesis, atom_norm, sign, tau, alpha)
+    else:
+        code_and_margin = _sae(operands, coder, k)
 
     margins = np.full(len(z), np.inf)
     for t, row in enumerate(np.asarray(z).astype(np.float64)):
@@ -86,6 +93,23 @@ def _sae(operands: Mapping[str, NDArray], coder: str, k: int):
         return np.zeros(len(bias)), np.inf
 
     return {"topk": topk, "relu": jumprelu, "jumprelu": jumprelu, "none": none}[coder]
+
+
+def _net(
+    operands: Mapping[str, NDArray], atoms: NDArray, lengths: NDArray, sign: str, tau: float, alpha: float
+):
+    analysis = np.asarray(operands["analysis"]).astype(np.float64)
+    bias = np.asarray(operands["bias"], np.float64)
+    gram = reference.GramColumns(analysis, atoms)
+
+    def net(row):
+        code = reference.elastic_net(
+            row, analysis, bias, gram.__getitem__, gram.diagonal, lengths,
+            tau=tau, alpha=alpha, signed=sign == "signed",
+        )  # fmt: skip
+        return code, np.inf  # continuous: only the deadband is a cliff
+
+    return net
 
 
 def _pursuit(operands: Mapping[str, NDArray], atoms: NDArray, k: int, sign: str, tol: float):
