@@ -31,7 +31,7 @@ from daco_rt.artifacts.manifest import encode_manifest
 from daco_rt.artifacts.operands import first_bad
 from daco_rt.errors import ArtifactError, PolicyError
 
-DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16, "int8": np.int8}
 MODEL = ModelIdentity(12, 4, 100, 2, 1, "llama", (0.25, -0.5))
 
 
@@ -52,6 +52,8 @@ def arrays(
         "shift": weight(P, d),
         "limits": limits,
     }
+    if dtype == "int8":
+        edit["scales"] = np.abs(weight(2, m)) + np.float32(0.1)
     if op == "sae":
         matrices = {"enc": weight(m, d, kind=DTYPES[dtype]), "dec": weight(m, d, kind=DTYPES[dtype])}
         return {**matrices, "enc_bias": weight(m), "threshold": weight(m), **edit}
@@ -218,6 +220,16 @@ def put(block: int, name: str, array: Any) -> Any:
     return change
 
 
+def quantised(**changes: Any) -> Any:
+    def change(given: dict[str, Any]) -> None:
+        given["operands"] = {block: arrays("sae", "int8") | changes for block in (1, 3)}
+        for operands in given["operands"].values():
+            if operands["scales"] is None:
+                del operands["scales"]
+
+    return change
+
+
 def drop(block: int, name: str) -> Any:
     return lambda given: given["operands"][block].pop(name)
 
@@ -249,7 +261,11 @@ BAD: list[tuple[Any, str]] = [
     (put(1, "undesirable", np.ones((4, 9), np.int8)), "'undesirable' must be BOOL, got I8"),
     (put(1, "enc", np.zeros(9, np.float32)), "'enc' must be a matrix"),
     (put(1, "enc", np.zeros((9, 0), np.float32)), "operand 'enc' is missing"),
-    (put(1, "scales", np.ones(9, np.float32)), "unknown operand 'scales'"),
+    (put(1, "scale", np.ones(9, np.float32)), "unknown operand 'scale'"),
+    (put(1, "scales", np.ones(9, np.float32)), r"'scales' must have shape \[2, 9\].*got \[9\]"),
+    (put(1, "scales", np.ones((2, 9), np.float32)), "'enc' of dtype F32 takes no 'scales'"),
+    (quantised(scales=None), r"'enc' of dtype I8 needs 'scales' \[2, m\]"),
+    (quantised(scales=np.zeros((2, 9), np.float32)), "'scales' must be above 0"),
     (drop(1, "limits"), "operand 'limits' is missing"),
     (drop(1, "boost"), "all blocks of a pack must have the same shapes"),
     (assign(k=10), "k = 10 is larger than the 9 atoms"),
@@ -311,7 +327,7 @@ def test_pursuit_limits(tmp_path: Path) -> None:
         save_pack(tmp_path / "p", **{**given, "coder": "jumprelu"})
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values())
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
 def test_first_bad_finds_any_place(dtype: Any, value: float) -> None:
     array = np.linspace(-3e4, 3e4, 5_000_000).astype(dtype).reshape(5, -1)
