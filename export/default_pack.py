@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from daco_rt.artifacts.dictionary import load_dictionary
@@ -16,7 +17,7 @@ from daco_rt.steering.compile import compile_pursuit_pack
 _DEADBAND = {"smol-internvl": 0.4, "pocket-internvl": 0.3}
 
 
-def default_pack(checkpoint: Checkpoint, path: Path) -> Pack | None:
+def default_pack(checkpoint: Checkpoint, path: Path, blocks: Iterable[int] | None = None) -> Pack | None:
     """Compile the shipped dictionary of a built-in checkpoint into a pack at ``path``.
 
     Its one policy, ``default``, removes every concept that the dictionary labels undesirable. Returns
@@ -25,4 +26,9 @@ def default_pack(checkpoint: Checkpoint, path: Path) -> Pack | None:
     shipped = dictionary_for(checkpoint.label)
     if shipped is None:
         return None
-    return compile_pursuit_pack(load_dictionary(shipped), path=path, deadband=_DEADBAND[checkpoint.label])
+    return compile_pursuit_pack(
+        load_dictionary(shipped),
+        path=path,
+        blocks=None if blocks is None else tuple(blocks),
+        deadband=_DEADBAND[checkpoint.label],
+    )

@@ -418,4 +418,11 @@ def _check_blocks(blocks: tuple[Any, ...], where: str) -> tuple[int, ...]:
 
 
 def _join(numbers: Iterable[int]) -> str:
-    return ", ".join(str(number) for number in numbers)
+    """Ascending numbers with runs drawn together: "3, 15-19"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
