@@ -290,7 +290,11 @@ def test_bad_attributes_fail_when_the_session_is_built(op, attributes, message):
             r"gain must have shape \(P, m\) with m=80, got",
         ),
         ("sae", {"dec": np.ones((80, 48), np.float16)}, "dec must be fp32 like enc, got float16"),
-        ("sae", {"enc": np.ones((80, 48), np.int32)}, r"enc must be fp32, fp16, bf16, int8 or fp8 \(e4m3\), got"),
+        (
+            "sae",
+            {"enc": np.ones((80, 48), np.int32)},
+            r"enc must be fp32, fp16, bf16, int8 or fp8 \(e4m3\), got",
+        ),
         ("pursuit", {"bias": np.ones(4, np.float32)}, r"bias must have shape \(m,\) with m=80, got \(4,\)"),
         ("pursuit", {"gram": np.ones((80, 8), np.float32)}, r"gram must have shape \(m, m\) with m=80"),
     ],

@@ -88,7 +88,9 @@ class Block(torch.nn.Module):
             self.register_buffer(name, case[name])
 
     def forward(self, z, slots):
-        return tuple(ops.steer_affine(z * 2.0, slots, **{n: getattr(self, n) for n in self.names}, phi="relu"))
+        return tuple(
+            ops.steer_affine(z * 2.0, slots, **{n: getattr(self, n) for n in self.names}, phi="relu")
+        )
 
 
 def test_compile_and_export():
@@ -219,7 +221,9 @@ def test_bad_attributes_fail_when_the_session_is_built(attributes, message):
 
 
 def test_wrong_attributes_of_the_function():
-    with pytest.raises(ValueError, match="affine_function: phi must be one of identity, relu, clamp, got 'x'"):
+    with pytest.raises(
+        ValueError, match="affine_function: phi must be one of identity, relu, clamp, got 'x'"
+    ):
         affine_function(phi="x")
     with pytest.raises(ValueError, match="affine_function: clamp must be"):
         affine_function(phi="clamp", clamp=(1.0, 0.0))

@@ -229,16 +229,22 @@ def test_export_with_dynamic_rows(op):
 def test_quantised_weights_come_with_scales(op):
     case = tensors(op, weight="int8")
     scales = case.pop("scales")
-    with pytest.raises(ValueError, match=rf"steer_{op}: scales must be given with int8 weights, shape \(2, m\)"):
+    with pytest.raises(
+        ValueError, match=rf"steer_{op}: scales must be given with int8 weights, shape \(2, m\)"
+    ):
         FUNCTIONS[op](**case, k=8)
-    with pytest.raises(ValueError, match=rf"steer_{op}: scales must have shape \(2, m\) with m=80, got \(80,\)"):
+    with pytest.raises(
+        ValueError, match=rf"steer_{op}: scales must have shape \(2, m\) with m=80, got \(80,\)"
+    ):
         FUNCTIONS[op](**case, scales=scales[0], k=8)
     with pytest.raises(ValueError, match=f"steer_{op}: scales must be None with float32 weights"):
         FUNCTIONS[op](**tensors(op), scales=scales, k=8)
     big = ("enc", "dec") if op == "sae" else ("analysis", "atoms")
     for name in big:
         case[name] = torch.zeros(80, 48).to(torch.float8_e4m3fn)
-    with pytest.raises(NotImplementedError, match=f"steer_{op}: fp8 weights have kernels on CUDA only; quantise"):
+    with pytest.raises(
+        NotImplementedError, match=f"steer_{op}: fp8 weights have kernels on CUDA only; quantise"
+    ):
         FUNCTIONS[op](**case, scales=scales, k=8)
 
 
