@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,9 +74,8 @@ class Rows:
 def evaluate(pack: Pack, block: int, z: NDArray, slots: NDArray) -> Rows:
     """Work out what the float64 reference permits for each row."""
     if pack.op == "affine":  # continuous: one result a row
-        return Rows(
-            z, slots, [[row] for row in steer_affine(z, slots, **pack.operands(block), phi=pack.coder).z]
-        )
+        operands: dict[str, Any] = pack.operands(block)
+        return Rows(z, slots, [[row] for row in steer_affine(z, slots, **operands, phi=pack.coder).z])
     outcomes = Outcomes(
         pack.operands(block),
         coder=pack.coder,

@@ -1,4 +1,4 @@
-"""Packs that remove projections: what is stored, what is refused, and that a block's rows lose the directions."""
+"""Packs that remove projections: what is stored, what is refused, and that rows lose the directions."""
 
 from __future__ import annotations
 

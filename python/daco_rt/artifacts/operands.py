@@ -1,6 +1,7 @@
 """The operator contract as tables: which operands a steered block has, their dtypes and shapes, and checks.
 
-m atoms (latents of an SAE, concepts of a dictionary, the rank of an affine edit), d width, P slots including 0 (off) and 1 (observe).
+m atoms (latents of an SAE, concepts of a dictionary, the rank of an affine edit), d width, P slots including
+0 (off) and 1 (observe).
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@ def compile_affine_pack(
         mean = np.zeros(d) if means is None or block not in means else np.asarray(means[block], np.float64)
         if mean.shape != (d,):
             raise ArtifactError(
-                f"compile_affine_pack: the mean of block {block} must have shape [{d}], got {list(mean.shape)}"
+                f"compile_affine_pack: the mean of block {block} must have shape [{d}], "
+                f"got {list(mean.shape)}"
             )
         a = np.zeros((slots, *basis.shape), DTYPES[dtype])
         b = np.zeros((slots, d, len(basis)), DTYPES[dtype])
@@ -119,7 +120,7 @@ def compile_affine_pack(
 
 
 def _basis(directions: NDArray, d: int, keep: bool, where: str) -> NDArray[np.float64]:
-    """Orthonormal rows with the span of the directions [r, d]; with ``keep`` the directions' own, at length 1."""
+    """Orthonormal rows with the span of the directions [r, d]; with ``keep`` those themselves, at length 1."""
     rows = np.atleast_2d(np.asarray(directions)).astype(np.float64)
     if rows.ndim != 2 or rows.shape[1] != d or not 1 <= len(rows) <= d or not np.isfinite(rows).all():
         raise ArtifactError(f"{where}: directions must be finite, shape [r, {d}], got {list(rows.shape)}")

@@ -219,8 +219,12 @@ def _reference(pack: Pack, block: int, telemetry: bool) -> _Run:
     call: dict[str, Any] = {name: array for name, array in pack.operands(block).items() if array.size}
     call.pop("gram", None)  # a rounded one would make the reference less exact
     call |= {"phi": pack.coder} if pack.op == "affine" else _attributes(pack, telemetry)
-    by_op = {"sae": reference.steer_sae, "pursuit": reference.steer_pursuit, "affine": reference.steer_affine}
-    steer_rows: Callable[..., Any] = by_op[pack.op]
+    by_op: dict[str, Callable[..., Any]] = {
+        "sae": reference.steer_sae,
+        "pursuit": reference.steer_pursuit,
+        "affine": reference.steer_affine,
+    }
+    steer_rows = by_op[pack.op]
 
     def run(z: torch.Tensor, slots: torch.Tensor) -> Steered:
         rows = to_numpy(z)
