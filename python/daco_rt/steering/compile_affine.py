@@ -120,7 +120,7 @@ def compile_affine_pack(
 
 
 def _basis(directions: NDArray, d: int, keep: bool, where: str) -> NDArray[np.float64]:
-    """Orthonormal rows with the span of the directions [r, d]; with ``keep`` those themselves, at length 1."""
+    """Orthonormal rows with the span of the directions [r, d]; with ``keep`` these, at length 1."""
     rows = np.atleast_2d(np.asarray(directions)).astype(np.float64)
     if rows.ndim != 2 or rows.shape[1] != d or not 1 <= len(rows) <= d or not np.isfinite(rows).all():
         raise ArtifactError(f"{where}: directions must be finite, shape [r, {d}], got {list(rows.shape)}")
