@@ -188,12 +188,11 @@ Status bind(const Operand (&in)[kSaeInputs], SteerSae* op) {
 Status bind(const Operand (&in)[kPursuitInputs], SteerPursuit* op) {
   const char* name = "steer_pursuit";
   DACO_TRY(check_rows(name, in[kPursuitZ], in[kPursuitSlots], op));
-  // SteerPursuit::atoms, the matrix, hides Rows::atoms, the count.
-  int64_t& m = op->Rows::atoms;
+  int64_t& m = op->atoms;
   DACO_TRY(check_weights(name, "analysis", in[kPursuitAnalysis], "atoms", in[kPursuitAtoms], op->dim,
                          &op->weight, &m));
   op->analysis = in[kPursuitAnalysis].data;
-  op->atoms = in[kPursuitAtoms].data;
+  op->synthesis = in[kPursuitAtoms].data;
   DACO_TRY(check_floats(name, "bias", in[kPursuitBias], {{"m", m}}, &op->bias));
   const Operand& gram = in[kPursuitGram];
   if (gram.count() > 0) {

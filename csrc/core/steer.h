@@ -75,14 +75,14 @@ struct SteerPursuit : Rows {
   PursuitCoder coder = PursuitCoder::kOmp;
   PursuitSign sign = PursuitSign::kPositive;
   int32_t k = 0;
-  float tol = 0.f;                 // relative residual norm at which pursuit stops; 0 is off
-  float tau = 0.95f;               // elastic net: share of the L1 term
-  float alpha = 0.05f;             // elastic net: strength
-  const void* analysis = nullptr;  // E [m, d]
-  const float* bias = nullptr;     // [m]
-  const void* gram = nullptr;      // G = E A' [m, m], or null: correlations are recomputed at each step
-  DType gram_dtype = DType::kF32;  // fp32 or fp16
-  const void* atoms = nullptr;     // A [m, d]
+  float tol = 0.f;                  // relative residual norm at which pursuit stops; 0 is off
+  float tau = 0.95f;                // elastic net: share of the L1 term
+  float alpha = 0.05f;              // elastic net: strength
+  const void* analysis = nullptr;   // E [m, d]
+  const float* bias = nullptr;      // [m]
+  const void* gram = nullptr;       // G = E A' [m, m], or null: correlations are recomputed at each step
+  DType gram_dtype = DType::kF32;   // fp32 or fp16
+  const void* synthesis = nullptr;  // A [m, d]
 };
 
 enum class AffinePhi : int32_t { kIdentity = 0, kRelu = 1, kClamp = 2 };

@@ -154,7 +154,7 @@ Status validate_shape(const SteerPursuit& op) {
   }
   switch (op.coder) {
     case PursuitCoder::kOmp:
-      if (op.k < 1 || op.k > kMaxPursuit || op.k > static_cast<const Rows&>(op).atoms) {
+      if (op.k < 1 || op.k > kMaxPursuit || op.k > op.atoms) {
         return refuse_size(kPursuit, "k", "1 to 64, at most m, with coder omp", op.k);
       }
       if (!(op.tol >= 0.f) || !std::isfinite(op.tol)) {
@@ -224,7 +224,7 @@ Status validate(const SteerPursuit& op) {
   const size_t weight = size_of(op.weight);
   status = check_operands(
       kPursuit,
-      {{"analysis", op.analysis, weight}, {"bias", op.bias, sizeof(float)}, {"atoms", op.atoms, weight}});
+      {{"analysis", op.analysis, weight}, {"bias", op.bias, sizeof(float)}, {"atoms", op.synthesis, weight}});
   if (status.ok()) status = check_scales(kPursuit, op);
   if (status.ok() && op.gram != nullptr) {
     status = check_operands(kPursuit, {{"gram", op.gram, size_of(op.gram_dtype)}});

@@ -12,7 +12,7 @@ const void* row_of(const void* matrix, DType t, int64_t row, int64_t width) {
 }
 
 const float* synthesis_scales(const SteerPursuit& op) {
-  return op.scales != nullptr ? op.scales + atoms_of(op) : nullptr;
+  return op.scales != nullptr ? op.scales + op.atoms : nullptr;
 }
 
 void dot_products(const SteerPursuit& op, const Kernels& kernels, const void* left, float left_scale,
@@ -31,20 +31,20 @@ void dot_products(const SteerPursuit& op, const Kernels& kernels, const void* le
 
 void gram_row(const SteerPursuit& op, const Kernels& kernels, int64_t j, const int32_t* index, int64_t n,
               float* atom, float* out) {
-  dot_products(op, kernels, op.analysis, op.scales != nullptr ? op.scales[j] : 1.f, j, op.atoms,
+  dot_products(op, kernels, op.analysis, op.scales != nullptr ? op.scales[j] : 1.f, j, op.synthesis,
                synthesis_scales(op), index, n, atom, out);
 }
 
 void gram_column(const SteerPursuit& op, const Kernels& kernels, int64_t j, const int32_t* index, int64_t n,
                  float* atom, float* out) {
-  dot_products(op, kernels, op.atoms, op.scales != nullptr ? synthesis_scales(op)[j] : 1.f, j, op.analysis,
-               op.scales, index, n, atom, out);
+  dot_products(op, kernels, op.synthesis, op.scales != nullptr ? synthesis_scales(op)[j] : 1.f, j,
+               op.analysis, op.scales, index, n, atom, out);
 }
 
 double synthesis_norm(const SteerPursuit& op, const Kernels& kernels, int64_t j) {
   const double scale = op.scales != nullptr ? synthesis_scales(op)[j] : 1.f;
   return std::fabs(scale) *
-         std::sqrt(kernels.of(op.weight).sum_squares(row_of(op.atoms, op.weight, j, op.dim), op.dim));
+         std::sqrt(kernels.of(op.weight).sum_squares(row_of(op.synthesis, op.weight, j, op.dim), op.dim));
 }
 
 void find_residual(const SteerPursuit& op, const Kernels& kernels, const float* x, const int32_t* index,
@@ -54,12 +54,12 @@ void find_residual(const SteerPursuit& op, const Kernels& kernels, const float* 
     for (int64_t i = 0; i < n; ++i) scaled[i] = amount[i] * scales[index[i]];
     amount = scaled;
   }
-  kernels.of(op.weight).accumulate(residual, op.atoms, op.dim, index, amount, n);
+  kernels.of(op.weight).accumulate(residual, op.synthesis, op.dim, index, amount, n);
 }
 
 void add_atom(const SteerPursuit& op, const Kernels& kernels, int32_t j, float amount, float* residual) {
   if (op.scales != nullptr) amount *= synthesis_scales(op)[j];
-  kernels.of(op.weight).accumulate(residual, op.atoms, op.dim, &j, &amount, 1);
+  kernels.of(op.weight).accumulate(residual, op.synthesis, op.dim, &j, &amount, 1);
 }
 
 }  // namespace cpu

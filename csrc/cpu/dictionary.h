@@ -6,16 +6,15 @@
 namespace daco {
 namespace cpu {
 
-// SteerPursuit's matrix hides the number of the same name.
-inline int64_t atoms_of(const Rows& rows) { return rows.atoms; }
-
 // All of E with its bias.
 inline Encoder analysis_of(const SteerPursuit& op) {
-  return {op.analysis, op.bias, nullptr, op.weight, atoms_of(op), op.dim, op.scales};
+  return {op.analysis, op.bias, nullptr, op.weight, op.atoms, op.dim, op.scales};
 }
 
 // Whether one matrix in both roles makes G symmetric to the bit.
-inline bool is_symmetric(const SteerPursuit& op) { return op.analysis == op.atoms && op.scales == nullptr; }
+inline bool is_symmetric(const SteerPursuit& op) {
+  return op.analysis == op.synthesis && op.scales == nullptr;
+}
 
 // out[i] = G[j, index[i]] = E_j . A_index[i] for i < n. `atom` [d] is overwritten.
 void gram_row(const SteerPursuit& op, const Kernels& kernels, int64_t j, const int32_t* index, int64_t n,

@@ -37,13 +37,13 @@ double coarseness(const SteerPursuit& op, const Net& net) {
 
 // Whether one matrix plays both roles, with one set of scales if it is quantised.
 bool is_one_matrix(const SteerPursuit& op) {
-  if (op.analysis != op.atoms) return false;
-  const auto m = static_cast<size_t>(atoms_of(op));
+  if (op.analysis != op.synthesis) return false;
+  const auto m = static_cast<size_t>(op.atoms);
   return op.scales == nullptr || std::memcmp(op.scales, op.scales + m, m * sizeof(float)) == 0;
 }
 
 float gram_entry(const SteerPursuit& op, const Kernels& kernels, int64_t i, int64_t j) {
-  const int64_t at = i * atoms_of(op) + j;
+  const int64_t at = i * op.atoms + j;
   if (op.gram_dtype == DType::kF32) return static_cast<const float*>(op.gram)[at];
   float entry;
   kernels.of(op.gram_dtype).widen(static_cast<const Half*>(op.gram) + at, &entry, 1);
@@ -99,7 +99,7 @@ int64_t admit(const SteerPursuit& op, const Kernels& kernels, int64_t count, Net
 // Lists the atoms outside the working set whose correlations are above `level`.
 int64_t list_above(const SteerPursuit& op, const Kernels& kernels, const float* correlation, double level,
                    const Net& net, const NetScratch& scratch) {
-  const int64_t m = atoms_of(op);
+  const int64_t m = op.atoms;
   const auto cut = static_cast<float>(level);
   int64_t found = 0;
   if (both_signs(op)) {
@@ -271,9 +271,9 @@ void begin(const SteerPursuit& op, const Kernels& kernels, const float* x, doubl
   // Against a zero row every correlation that a bias leaves is infinitely large; its code is empty.
   net->running = norm > 0;
   net->symmetric = is_one_matrix(op);
-  const float peak = kernels.peak(start, atoms_of(op), both_signs(op)).value;
+  const float peak = kernels.peak(start, op.atoms, both_signs(op)).value;
   net->floor = kTolerance * std::max(static_cast<double>(peak), 0.0);
-  std::memset(net->member, 0, static_cast<size_t>(member_words(atoms_of(op))) * sizeof(uint64_t));
+  std::memset(net->member, 0, static_cast<size_t>(member_words(op.atoms)) * sizeof(uint64_t));
 }
 
 void solve_net(const SteerPursuit& op, const Kernels& kernels, const float* start, Net* net,
@@ -302,7 +302,7 @@ void solve_net(const SteerPursuit& op, const Kernels& kernels, const float* star
       scratch.candidate[on] = net->index[i];
       scratch.value[on++] = -net->code[i];
     }
-    const int64_t m = atoms_of(op);
+    const int64_t m = op.atoms;
     std::memcpy(scratch.correlation, start, static_cast<size_t>(m) * sizeof(float));
     kernels.of(op.gram_dtype)
         .accumulate(scratch.correlation, op.gram, m, scratch.candidate, scratch.value, on);

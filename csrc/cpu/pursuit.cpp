@@ -29,7 +29,7 @@ struct Entries {
 Entries gram_entries(const SteerPursuit& op, const Kernels& kernels, const Pursuit& row, int64_t j,
                      const PursuitScratch& scratch) {
   const int32_t n = row.fit.size();
-  const int64_t m = atoms_of(op);
+  const int64_t m = op.atoms;
   const bool symmetric = is_symmetric(op);
   float* across = scratch.cross;
   float* down = symmetric ? across : across + op.k;
@@ -91,7 +91,7 @@ bool extend(const SteerPursuit& op, const Kernels& kernels, float* correlation, 
   // Against a zero row every correlation that a bias leaves is infinitely large; its code is empty.
   if (!(row->norm > 0)) return false;
   for (;;) {
-    const Peak best = kernels.peak(correlation, atoms_of(op), op.sign == PursuitSign::kSigned);
+    const Peak best = kernels.peak(correlation, op.atoms, op.sign == PursuitSign::kSigned);
     if (best.index < 0 || !(best.value > kSmallestCorrelation * row->norm)) return false;
     const int64_t j = best.index;
     const float target = start != nullptr ? start[j] : first_correlation(op, kernels, *row, j);
@@ -138,7 +138,7 @@ void begin(const SteerPursuit& op, const float* x, double norm, Pursuit* row) {
   row->fit.reset(row->memory, op.k);
   row->running = true;
   if (op.gram == nullptr) {
-    std::memset(row->barred, 0, static_cast<size_t>(barred_words(atoms_of(op))) * sizeof(uint64_t));
+    std::memset(row->barred, 0, static_cast<size_t>(barred_words(op.atoms)) * sizeof(uint64_t));
   }
 }
 
@@ -153,9 +153,9 @@ void pursue(const SteerPursuit& op, const Kernels& kernels, float* start, Pursui
     if (!extend(op, kernels, correlation, start, row, scratch)) return;
     if (row->fit.size() == op.k) return;
     correlation = scratch.correlation;
-    std::memcpy(correlation, start, static_cast<size_t>(atoms_of(op)) * sizeof(float));
+    std::memcpy(correlation, start, static_cast<size_t>(op.atoms) * sizeof(float));
     kernels.of(op.gram_dtype)
-        .accumulate(correlation, op.gram, atoms_of(op), row->index, row->negative, row->fit.size());
+        .accumulate(correlation, op.gram, op.atoms, row->index, row->negative, row->fit.size());
   }
 }
 
@@ -165,7 +165,7 @@ void pursue_step(const SteerPursuit& op, const Kernels& kernels, float* correlat
   // Before the first choice the residual is the row itself.
   const float* left = row->fit.size() == 0 ? row->x : residual;
   if (op.tol > 0 && small_enough(op, kernels, *row, left)) return;
-  for (int64_t word = 0; word < barred_words(atoms_of(op)); ++word) {
+  for (int64_t word = 0; word < barred_words(op.atoms); ++word) {
     for (uint64_t bits = row->barred[word]; bits != 0; bits &= bits - 1) {
       correlation[word * 64 + __builtin_ctzll(bits)] = std::numeric_limits<float>::quiet_NaN();
     }

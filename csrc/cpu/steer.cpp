@@ -153,7 +153,7 @@ void code_block(const Call<SteerPursuit>& call, int64_t t0, int64_t first, int64
       run_alone(call, i, &own, worker);
     }
     const SparseCode code = code_of(call, &own);
-    steer_row(op, op.atoms, call.kernels, t0 + space.row[first + i], space.x[i], space.norm[i], code,
+    steer_row(op, op.synthesis, call.kernels, t0 + space.row[first + i], space.x[i], space.norm[i], code,
               worker.edit);
   });
 }

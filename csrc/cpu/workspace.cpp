@@ -113,7 +113,7 @@ Sizes sizes_of(const SteerSae& op, int threads) {
 }
 
 Sizes sizes_of(const SteerPursuit& op, int threads, bool has_gram) {
-  const int64_t m = static_cast<const Rows&>(op).atoms;
+  const int64_t m = op.atoms;
   Sizes s = sizes_of_rows(op, threads);
   s.correlations = m;
   // With a Gram matrix a row's code is found from start to end on one worker, else all rows' are open.

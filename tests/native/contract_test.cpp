@@ -206,7 +206,7 @@ TEST(plans_without_pointers_what_runs_with_them) {
   SteerPursuit pursuit;
   pursuit.rows = 4;
   pursuit.dim = 64;
-  static_cast<Rows&>(pursuit).atoms = 1000;
+  pursuit.atoms = 1000;
   pursuit.policies = 3;
   pursuit.k = 8;
   CHECK_OK(cpu::plan(pursuit, 2, &one));

@@ -152,11 +152,11 @@ struct Operands {
     bind(&op);
     op.sign = sign;
     op.k = shape.k;
-    op.analysis = op.atoms = atoms.data();
+    op.analysis = op.synthesis = atoms.data();
     op.bias = bias.data();
     if (with_gram) {
       gram.resize(static_cast<size_t>(shape.atoms * shape.atoms));
-      CHECK_OK(daco::cpu::build_gram(op.analysis, op.atoms, daco::DType::kF32, nullptr, shape.atoms,
+      CHECK_OK(daco::cpu::build_gram(op.analysis, op.synthesis, daco::DType::kF32, nullptr, shape.atoms,
                                      shape.dim, gram.data(), daco::DType::kF32, daco::Executor::serial()));
       op.gram = gram.data();
     }
@@ -173,7 +173,7 @@ struct Operands {
   }
   daco::SteerPursuit quantise(daco::SteerPursuit op) {
     quantise();
-    op.analysis = op.atoms = quantised.data();
+    op.analysis = op.synthesis = quantised.data();
     op.weight = daco::DType::kI8;
     op.scales = scales.data();
     return op;

@@ -151,7 +151,7 @@ TEST(weights_are_not_touched_when_no_row_needs_a_code) {
       problem::run(op, isa, 1);
     }
     SteerPursuit op = operands.pursuit(PursuitSign::kPositive, false);
-    op.analysis = op.atoms = op.gram = wall.data();
+    op.analysis = op.synthesis = op.gram = wall.data();
     problem::run(op, isa, 1);
     op.coder = PursuitCoder::kElasticNet;
     problem::run(op, isa, 1);
