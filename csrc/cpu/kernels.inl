@@ -7,96 +7,23 @@ namespace daco {
 namespace cpu {
 namespace {
 
-constexpr int64_t kStripe = 16;  // atoms that all rows visit while they stay in the second-level cache
-
-// Dot products of A atoms with R rows: each loaded vector of weights serves R rows. One accumulator a
-// pair, so that the order of a sum does not depend on A and R.
-template <int A, int R, class T>
-DACO_INLINE void dot_block(const T* const* w, const float* const* x, int64_t d, float (*out)[R]) {
-  V sum[A][R];
-#pragma GCC unroll 8
-  for (int a = 0; a < A; ++a) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) sum[a][r] = zero();
-  }
-  int64_t c = 0;
-  for (; c + kLanes <= d; c += kLanes) {
-    V row[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) row[r] = load(x[r] + c);
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) {
-      const V weight = load(w[a] + c);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sum[a][r] = fused(weight, row[r], sum[a][r]);
-    }
-  }
-  if (c < d) {
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) {
-      const V weight = load_first(w[a] + c, d - c);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sum[a][r] = fused(weight, load_first(x[r] + c, d - c), sum[a][r]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int a = 0; a < A; ++a) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) out[a][r] = total(sum[a][r]);
-  }
-}
-
 template <class T>
-struct Atoms {
-  const T* w;
-  const int32_t* index;
-  const float* bias;
-  int64_t d;
-
-  int64_t at(int64_t i) const { return index != nullptr ? index[i] : i; }
-};
-
-template <int A, int R, class T>
-__attribute__((noinline)) void dots_of(const Atoms<T>& atoms, int64_t first, const float* const* x,
-                                       float* const* y) {
-  const T* w[A];
-  for (int a = 0; a < A; ++a) w[a] = atoms.w + atoms.at(first + a) * atoms.d;
-  float out[A][R];
-  dot_block<A, R>(w, x, atoms.d, out);
-  for (int a = 0; a < A; ++a) {
-    const float bias = atoms.bias != nullptr ? atoms.bias[atoms.at(first + a)] : 0.f;
-    for (int r = 0; r < R; ++r) y[r][first + a] = out[a][r] + bias;
-  }
+void widen(const void* x, float* y, int64_t n) {
+  const T* p = static_cast<const T*>(x);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(y + i, load(p + i));
+  if (i < n) store_first(y + i, load_first(p + i, n - i), n - i);
 }
 
-// Atoms [begin, end) against R rows.
-template <int A, int R, class T>
-DACO_INLINE void stripe(const Atoms<T>& atoms, int64_t begin, int64_t end, const float* const* x,
-                        float* const* y) {
-  int64_t i = begin;
-  for (; i + A <= end; i += A) dots_of<A, R>(atoms, i, x, y);
-  for (; i < end; ++i) dots_of<1, R>(atoms, i, x, y);
-}
+}  // namespace
+}  // namespace cpu
+}  // namespace daco
 
-template <class T>
-void dots(const void* w, const int32_t* index, int64_t begin, int64_t end, int64_t d, const float* bias,
-          const float* const* x, int64_t rows, float* const* y) {
-  const Atoms<T> atoms{static_cast<const T*>(w), index, bias, d};
-  if (rows == 1) {
-    stripe<kLoneRowAtoms, 1>(atoms, begin, end, x, y);
-    return;
-  }
-  for (int64_t i = begin; i < end; i += kStripe) {
-    const int64_t stop = i + kStripe < end ? i + kStripe : end;
-    int64_t r = 0;
-    for (; r + kRowTile <= rows; r += kRowTile) stripe<kAtomTile, kRowTile>(atoms, i, stop, x + r, y + r);
-    if (kRowTile > 2 && r + 2 <= rows) {
-      stripe<kAtomTile, 2>(atoms, i, stop, x + r, y + r);
-      r += 2;
-    }
-    if (r < rows) stripe<kLoneRowAtoms, 1>(atoms, i, stop, x + r, y + r);
-  }
-}
+#include "cpu/dots.inl"
+
+namespace daco {
+namespace cpu {
+namespace {
 
 template <class T>
 void accumulate(float* y, const void* w, int64_t d, const int32_t* index, const float* coefficient,
@@ -150,14 +77,6 @@ double sum_squared_differences(const float* x, const float* y, int64_t n) {
   for (; i + kLanes <= n; i += kLanes) sum = add_squares(sum, minus(load(x + i), load(y + i)));
   if (i < n) sum = add_squares(sum, minus(load_first(x + i, n - i), load_first(y + i, n - i)));
   return total(sum);
-}
-
-template <class T>
-void widen(const void* x, float* y, int64_t n) {
-  const T* p = static_cast<const T*>(x);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(y + i, load(p + i));
-  if (i < n) store_first(y + i, load_first(p + i, n - i), n - i);
 }
 
 template <class T>

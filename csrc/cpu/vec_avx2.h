@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "cpu/heuristics.h"
 #include "cpu/kernels.h"
 
 #define DACO_INLINE inline __attribute__((always_inline))
@@ -14,9 +15,7 @@ namespace cpu {
 namespace {
 
 constexpr int kLanes = 8;
-constexpr int kAtomTile = 4;
-constexpr int kRowTile = 2;
-constexpr int kLoneRowAtoms = 8;
+constexpr Tile kTile = kAvx2Tile;
 
 struct V {
   __m256 v;

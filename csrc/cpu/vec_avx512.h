@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "cpu/heuristics.h"
 #include "cpu/kernels.h"
 
 #define DACO_INLINE inline __attribute__((always_inline))
@@ -14,9 +15,7 @@ namespace cpu {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kAtomTile = 4;
-constexpr int kRowTile = 4;
-constexpr int kLoneRowAtoms = 8;
+constexpr Tile kTile = kAvx512Tile;
 
 struct V {
   __m512 v;

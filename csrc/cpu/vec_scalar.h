@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "cpu/heuristics.h"
 #include "cpu/kernels.h"
 
 #define DACO_INLINE inline __attribute__((always_inline))
@@ -16,9 +17,7 @@ namespace cpu {
 namespace {
 
 constexpr int kLanes = 4;
-constexpr int kAtomTile = 4;  // atoms and rows of one register block of dots()
-constexpr int kRowTile = 2;
-constexpr int kLoneRowAtoms = 4;  // atoms a register block when there is one row
+constexpr Tile kTile = kScalarTile;
 
 typedef float V __attribute__((vector_size(16)));
 typedef uint32_t Bits __attribute__((vector_size(16)));
