@@ -160,6 +160,8 @@ DACO_INLINE void pass(const T* const* w, int64_t atoms, const float* const* x, i
   if (r < rows) tiles<1, false>(w, atoms, x + r, first, n, fresh, carry + r * kGroup, ahead);
 }
 
+static_assert(kGroup == 8, "eight_totals() sums a group");
+
 template <class T>
 void dots_of_rows(const Atoms<T>& atoms, int64_t begin, int64_t end, const float* const* x, int64_t rows,
                   float* const* y) {
@@ -194,9 +196,16 @@ void dots_of_rows(const Atoms<T>& atoms, int64_t begin, int64_t end, const float
         pass(w, count, x, rows, first, n, first == 0, carry, ahead);
       }
     }
-    for (int64_t a = 0; a < count; ++a) {
-      const float bias = atoms.bias_of(i + a);
-      for (int64_t r = 0; r < rows; ++r) y[r][i + a] = total(carry[r * kGroup + a]) + bias;
+    float bias[kGroup];
+    for (int64_t a = 0; a < count; ++a) bias[a] = atoms.bias_of(i + a);
+    for (int64_t r = 0; r < rows; ++r) {
+      float sum[kGroup];
+      if (count == kGroup) {
+        eight_totals(carry + r * kGroup, sum);
+      } else {
+        for (int64_t a = 0; a < count; ++a) sum[a] = total(carry[r * kGroup + a]);
+      }
+      for (int64_t a = 0; a < count; ++a) y[r][i + a] = sum[a] + bias[a];
     }
   }
 }

@@ -52,6 +52,11 @@ constexpr int64_t kCarriedRows = 64;  // rows whose accumulators fit: 32 KB of s
 // One row: fp32 rows fill the memory's queue by themselves, narrower ones do not.
 constexpr bool prefetches_rows(size_t element_size) { return element_size < 4; }
 
+// ---- pursuit (remaining.inl)
+
+constexpr int64_t kPrefetchedSteps =
+    8;  // steps of eight vectors by which the newest Gram row is asked for ahead
+
 // ---- tasks (encode.cpp)
 
 // Weights a task: enough that handing it over costs nothing and that a thread's streams get going, small

@@ -129,6 +129,21 @@ void scale(float* x, float factor, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] *= factor;
 }
 
+// The first entry that is (in absolute value) `value`.
+template <bool absolute>
+Peak first_of(const float* x, int64_t n, float value) {
+  const V wanted = all(value);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const uint32_t hit = where_equal(absolute ? magnitude(load(x + i)) : load(x + i), wanted);
+    if (hit != 0) return {i + __builtin_ctz(hit), value};
+  }
+  for (; i < n; ++i) {
+    if ((absolute ? __builtin_fabsf(x[i]) : x[i]) == value) return {i, value};
+  }
+  return {-1, value};
+}
+
 template <bool absolute>
 Peak find_peak(const float* x, int64_t n) {
   const float lowest = -__builtin_inff();
@@ -140,15 +155,7 @@ Peak find_peak(const float* x, int64_t n) {
     const float v = absolute ? __builtin_fabsf(x[i]) : x[i];
     value = v > value ? v : value;
   }
-  const V wanted = all(value);
-  for (i = 0; i + kLanes <= n; i += kLanes) {
-    const uint32_t hit = where_equal(absolute ? magnitude(load(x + i)) : load(x + i), wanted);
-    if (hit != 0) return {i + __builtin_ctz(hit), value};
-  }
-  for (; i < n; ++i) {
-    if ((absolute ? __builtin_fabsf(x[i]) : x[i]) == value) return {i, value};
-  }
-  return {-1, lowest};
+  return first_of<absolute>(x, n, value);
 }
 
 Peak peak(const float* x, int64_t n, bool absolute) {
@@ -190,6 +197,13 @@ void mark_watched(const float* gain, const float* boost, const uint8_t* undesira
 }
 
 }  // namespace
+}  // namespace cpu
+}  // namespace daco
+
+#include "cpu/remaining.inl"
+
+namespace daco {
+namespace cpu {
 
 const Kernels DACO_KERNELS = {
     {{dots<float>, accumulate<float>, sum_squares<float>, widen<float>, narrow<float>, finite_fp32},
@@ -201,6 +215,7 @@ const Kernels DACO_KERNELS = {
     peak,
     collect_above,
     mark_watched,
+    {remaining<float>, remaining<Half>},
 };
 
 }  // namespace cpu

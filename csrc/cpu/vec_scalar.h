@@ -116,6 +116,10 @@ DACO_INLINE V times(V a, V b) { return a * b; }
 DACO_INLINE V minus(V a, V b) { return a - b; }
 DACO_INLINE V magnitude(V v) { return from_bits(bits_of(v) & 0x7fffffffu); }
 DACO_INLINE float total(V v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+// out[i] = total(v[i]), to the bit.
+DACO_INLINE void eight_totals(const V* v, float* out) {
+  for (int i = 0; i < 8; ++i) out[i] = total(v[i]);
+}
 
 // The larger of a and b; b where a is NaN.
 DACO_INLINE V larger(V a, V b) {
