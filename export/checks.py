@@ -71,7 +71,15 @@ class Rows:
 
 def evaluate(pack: Pack, block: int, z: NDArray, slots: NDArray) -> Rows:
     """Work out what the float64 reference permits for each row."""
-    outcomes = Outcomes(pack.operands(block), coder=pack.coder, k=pack.k, sign=pack.sign, tol=pack.tol)
+    outcomes = Outcomes(
+        pack.operands(block),
+        coder=pack.coder,
+        k=pack.k,
+        sign=pack.sign,
+        tol=pack.tol,
+        tau=pack.tau,
+        alpha=pack.alpha,
+    )
     return Rows(z, slots, [outcomes(row, int(slot)) for row, slot in zip(z, slots, strict=True)])
 
 
@@ -226,7 +234,8 @@ def plant(operands: Mapping[str, NDArray], rows: NDArray, slot: int) -> NDArray[
         return base if np.asarray(operands["shift"][slot]).any() else None
     atom = np.asarray(operands["dec" if "dec" in operands else "atoms"][edited[0]]).astype(np.float64)
     theta = float(operands["limits"][slot, 0])
-    return base + atom / max(np.linalg.norm(atom), 1e-12) * max(4 * theta, 2 * np.linalg.norm(base))
+    length = max(4 * theta, 2 * float(np.linalg.norm(base)))
+    return base + atom * (length / max(float(np.linalg.norm(atom)), 1e-12))
 
 
 def check_kernels_agree(

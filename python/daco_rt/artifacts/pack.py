@@ -52,7 +52,8 @@ class Pack:
 
     ``dim`` is d, ``atoms`` is m (or N), ``slots_count`` is P, slots 0 (off) and 1 (observe) included;
     ``slot_map`` int32 [len(blocks), P] is the slot that each block sees; ``median_norm`` the block's median
-    residual norm, from which deadbands were derived; ``dtype`` of the two matrices "fp32", "fp16" or "bf16".
+    residual norm, from which deadbands were derived; ``dtype`` of the two matrices "fp32", "fp16", "bf16" or
+    "int8" (with operand ``scales``).
 
     Example
     -------
@@ -243,7 +244,8 @@ def save_pack(
     operands : block → operand → array. sae: enc [m, d], enc_bias [m], dec [m, d], threshold [m], gain, boost,
         undesirable [P, m], shift [P, d], limits [P, 4]; pursuit: analysis [N, d], bias [N], gram [N, N],
         atoms [N, d] and the rest as before. threshold, boost and gram may be absent or empty. Matrices fp32,
-        fp16 or ``ml_dtypes.bfloat16``, gram fp32 or fp16, undesirable bool, the rest fp32.
+        fp16, ``ml_dtypes.bfloat16`` or int8 with scales [2, m] (row 0 of enc or analysis, row 1 of dec or
+        atoms); gram fp32 or fp16, undesirable bool, the rest fp32.
     policies, default_policy : the named slots; the default may also be "off" or "observe".
     median_norm : block → median norm of the residual stream.
     slot_map : int32 [blocks, P]; by default a policy sees its own slot in its blocks and 0 elsewhere.
@@ -268,6 +270,7 @@ def save_pack(
         for block, arrays in filled.items()
     }
     sizes = _check_all(op, coder, k, specs, where)
+    _check_model(sizes.dim, blocks, model, where)
     tensors: dict[str, TensorSource] = {}
     for block, arrays in filled.items():
         for name, array in arrays.items():
@@ -353,6 +356,8 @@ def load_pack(path: str | Path, verify: bool = True, progress: Progress | None =
     slot_map = tensors["slot_map"].read().copy()
     policies = check_policies(rows, default, blocks, sizes.slots, where)
     check_slot_map(slot_map, policies, blocks, sizes.slots, where)
+    model = ModelIdentity.from_dict(identity, str(path / MANIFEST))
+    _check_model(sizes.dim, blocks, model, where)
     pack = Pack(
         path=path,
         **attributes,
@@ -361,7 +366,7 @@ def load_pack(path: str | Path, verify: bool = True, progress: Progress | None =
         slots_count=sizes.slots,
         dtype=DTYPE_LABELS[sizes.dtype],
         blocks=blocks,
-        model=ModelIdentity.from_dict(identity, str(path / MANIFEST)),
+        model=model,
         policies=policies,
         default_policy=default,
         slot_map=slot_map,
@@ -394,6 +399,19 @@ def _check_all(op: str, coder: str, k: int, specs: Mapping[int, Mapping[str, Any
     return first
 
 
+def _check_model(dim: int, blocks: tuple[int, ...], model: ModelIdentity, where: str) -> None:
+    if dim != model.hidden_size:
+        raise ArtifactError(
+            f"{where}: rows are {dim} wide, the model that it names has hidden_size {model.hidden_size}; "
+            "make the pack from a dictionary of that model"
+        )
+    if blocks[-1] >= model.num_hidden_layers:
+        raise ArtifactError(
+            f"{where}: steers block {blocks[-1]}, the model that it names has blocks 0 to "
+            f"{model.num_hidden_layers - 1}; choose among these"
+        )
+
+
 def _check_blocks(blocks: tuple[Any, ...], where: str) -> tuple[int, ...]:
     plain = all(isinstance(block, (int, np.integer)) and block >= 0 for block in blocks)
     if not plain or any(a >= b for a, b in itertools.pairwise(blocks)):
@@ -402,4 +420,11 @@ def _check_blocks(blocks: tuple[Any, ...], where: str) -> tuple[int, ...]:
 
 
 def _join(numbers: Iterable[int]) -> str:
-    return ", ".join(str(number) for number in numbers)
+    """Ascending numbers with runs drawn together: "3, 15-19"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
