@@ -193,14 +193,16 @@ double descend(const SteerPursuit& op, const Kernels& kernels, Net* net, const N
 double solve_over_members(const SteerPursuit& op, const Kernels& kernels, Net* net,
                           const NetScratch& scratch) {
   if (net->count > kSmallNet) return descend(op, kernels, net, scratch);
+  if (net->modelled == 0) scratch.inverse->count = 0;
   extend_model(op, kernels, net, scratch);
   SmallNet small;
+  small.kernels = &kernels;
   small.n = net->count;
   small.column = scratch.column;
   small.length = net->length;
   small.left = scratch.left;
   small.code = scratch.code;
-  small.factor = scratch.factor;
+  small.inverse = scratch.inverse;
   small.l1 = l1_of(op, *net);
   small.l2 = l2_of(op);
   small.both_signs = both_signs(op);

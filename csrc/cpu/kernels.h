@@ -63,6 +63,11 @@ struct Kernels {
   Peak (*remaining[2])(const float* start, const void* g, int64_t m, const int32_t* index,
                        const float* factor, int64_t n, float* out, bool absolute);
 
+  // In fp64: y += factor * x, and x . y.
+  void (*add_doubles)(double* y, const double* x, double factor, int64_t n);
+  void (*add_widened)(double* y, const float* x, double factor, int64_t n);
+  double (*dot_doubles)(const double* x, const double* y, int64_t n);
+
   const TypedKernels& of(DType t) const { return typed[static_cast<int>(t)]; }
 };
 

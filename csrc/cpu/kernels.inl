@@ -183,6 +183,29 @@ int64_t collect_above(const float* x, int64_t n, float level, int32_t first, int
   return found;
 }
 
+// Plain loops: the compiler makes vectors of them for the instruction set of the file.
+void add_doubles(double* __restrict y, const double* __restrict x, double factor, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] += factor * x[i];
+}
+
+void add_widened(double* __restrict y, const float* __restrict x, double factor, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] += factor * static_cast<double>(x[i]);
+}
+
+double dot_doubles(const double* x, const double* y, int64_t n) {
+  constexpr int64_t kSums = 16;
+  double sum[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= n; i += kSums) {
+    for (int64_t j = 0; j < kSums; ++j) sum[j] += x[i + j] * y[i + j];
+  }
+  for (int64_t j = 0; i < n; ++i, ++j) sum[j] += x[i] * y[i];
+  for (int64_t half = kSums / 2; half > 0; half /= 2) {
+    for (int64_t j = 0; j < half; ++j) sum[j] += sum[j + half];
+  }
+  return sum[0];
+}
+
 void mark_watched(const float* gain, const float* boost, const uint8_t* undesirable, uint8_t* seen,
                   int64_t n) {
   if (gain != nullptr) {
@@ -217,6 +240,9 @@ const Kernels DACO_KERNELS = {
     collect_above,
     mark_watched,
     {remaining<float>, remaining<Half>},
+    add_doubles,
+    add_widened,
+    dot_doubles,
 };
 
 }  // namespace cpu
