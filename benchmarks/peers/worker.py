@@ -114,7 +114,7 @@ def spams_lasso(settings: dict) -> Callable[[int], np.ndarray]:
 
 
 def spams_lasso_gram(settings: dict) -> Callable[[int], np.ndarray]:
-    """The same with the Gram matrix given; the products with the atoms are part of the call."""
+    """The same with the Gram matrix and the products with the atoms given: what it takes is the descent."""
     import spams
 
     z, atoms = _unit(_columns("z")), load("atoms")
@@ -122,9 +122,9 @@ def spams_lasso_gram(settings: dict) -> Callable[[int], np.ndarray]:
     # With a Gram matrix spams does not add the quadratic term itself.
     gram = load("gram")
     gram[np.diag_indices(len(gram))] += np.float32(l2)
-    gram = gram.T
+    gram, products = gram.T, np.asfortranarray(atoms @ z)
     return lambda t: spams.lasso(
-        z[:, :t], Q=gram, q=np.asfortranarray(atoms @ z[:, :t]), lambda1=l1, lambda2=0.0, mode=2, pos=True,
+        z[:, :t], Q=gram, q=products[:, :t], lambda1=l1, lambda2=0.0, mode=2, pos=True,
         numThreads=int(THREADS),
     ).T  # fmt: skip
 

@@ -50,6 +50,21 @@ float gram_entry(const SteerPursuit& op, const Kernels& kernels, int64_t i, int6
   return entry;
 }
 
+// out[i] = G[j, index[i]] for i < n <= kSmallNet.
+void gather_row(const SteerPursuit& op, const Kernels& kernels, int64_t j, const int32_t* index, int64_t n,
+                float* out) {
+  const int64_t at = j * atoms_of(op);
+  if (op.gram_dtype == DType::kF32) {
+    const auto* row = static_cast<const float*>(op.gram) + at;
+    for (int64_t i = 0; i < n; ++i) out[i] = row[index[i]];
+    return;
+  }
+  Half entries[kSmallNet];
+  const auto* row = static_cast<const Half*>(op.gram) + at;
+  for (int64_t i = 0; i < n; ++i) entries[i] = row[index[i]];
+  kernels.of(op.gram_dtype).widen(entries, out, n);
+}
+
 bool is_member(const Net& net, int64_t j) { return (net.member[j / 64] >> (j % 64) & 1) != 0; }
 
 // Takes the `count` candidates with their correlations into the working set, the most correlated first if
@@ -124,14 +139,15 @@ int64_t list_above(const SteerPursuit& op, const Kernels& kernels, const float* 
 
 // Brings the table of Gram entries up to the working set, where that is small enough.
 void extend_model(const SteerPursuit& op, const Kernels& kernels, Net* net, const NetScratch& scratch) {
+  if (net->modelled == 0) scratch.inverse->count = 0;  // it was another row's
   if (net->count > kSmallNet) return;
   for (int64_t a = net->modelled; a < net->count; ++a) {
     const int32_t j = net->index[a];
     float* column = scratch.column + a * kSmallNet;
     if (op.gram != nullptr) {
-      for (int64_t i = 0; i < a; ++i) {
-        scratch.entry[i] = gram_entry(op, kernels, j, net->index[i]);
-        if (!net->symmetric) column[i] = gram_entry(op, kernels, net->index[i], j);
+      gather_row(op, kernels, j, net->index, a, scratch.entry);
+      for (int64_t i = 0; i < a && !net->symmetric; ++i) {
+        column[i] = gram_entry(op, kernels, net->index[i], j);
       }
     } else {
       gram_row(op, kernels, j, net->index, a, scratch.atom, scratch.entry);
@@ -193,7 +209,6 @@ double descend(const SteerPursuit& op, const Kernels& kernels, Net* net, const N
 double solve_over_members(const SteerPursuit& op, const Kernels& kernels, Net* net,
                           const NetScratch& scratch) {
   if (net->count > kSmallNet) return descend(op, kernels, net, scratch);
-  if (net->modelled == 0) scratch.inverse->count = 0;
   extend_model(op, kernels, net, scratch);
   SmallNet small;
   small.kernels = &kernels;
