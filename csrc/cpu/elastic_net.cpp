@@ -6,6 +6,7 @@
 #include <functional>
 #include <limits>
 
+#include "cpu/heuristics.h"
 #include "cpu/small_net.h"
 
 namespace daco {
@@ -252,14 +253,23 @@ bool look_again(const SteerPursuit& op, const Kernels& kernels, const float* cor
   residual_of(op, kernels, *net, scratch, scratch.residual);
   const float* const x[] = {scratch.residual};
   Encoder encoder = analysis_of(op);
-  encoder.index = net->index;
+  // Members at zero that are far from the bound stay there whatever the rounding: the table's correlations
+  // do.
+  int32_t place[kSmallNet];
+  int64_t close = 0;
   const int64_t known = std::min(net->count, kSmallNet);
+  for (int64_t i = 0; i < known; ++i) {
+    const double left = both_signs(op) ? std::fabs(scratch.left[i]) : scratch.left[i];
+    if (net->code[i] == 0 && left < level - 2 * slack) continue;
+    scratch.candidate[close] = net->index[i];
+    place[close++] = static_cast<int32_t>(i);
+  }
+  encoder.index = scratch.candidate;
   float* const own[] = {scratch.entry};
-  encode_range(kernels, encoder, 0, known, x, 1, own);
-  for (int64_t i = 0; i < known; ++i) scratch.left[i] = scratch.entry[i];
+  encode_range(kernels, encoder, 0, close, x, 1, own);
+  for (int64_t i = 0; i < close; ++i) scratch.left[place[i]] = scratch.entry[i];
 
   const int64_t near = list_above(op, kernels, correlation, level - slack, *net, scratch);
-  encoder.index = scratch.candidate;
   float* const others[] = {scratch.value};
   encode_range(kernels, encoder, 0, near, x, 1, others);
   int64_t violating = 0;
@@ -319,11 +329,13 @@ void solve_net(const SteerPursuit& op, const Kernels& kernels, const float* star
       scratch.candidate[on] = net->index[i];
       scratch.value[on++] = -net->code[i];
     }
-    const int64_t m = atoms_of(op);
-    std::memcpy(scratch.correlation, start, static_cast<size_t>(m) * sizeof(float));
-    kernels.of(op.gram_dtype)
-        .accumulate(scratch.correlation, op.gram, m, scratch.candidate, scratch.value, on);
-    correlation = scratch.correlation;
+    correlation = start;
+    for (int64_t i = 0; i < on; i += kRowsAPass) {
+      kernels.remaining[static_cast<int>(op.gram_dtype)](
+          correlation, op.gram, atoms_of(op), scratch.candidate + i, scratch.value + i,
+          std::min(on - i, kRowsAPass), scratch.correlation, false);
+      correlation = scratch.correlation;
+    }
   }
 }
 

@@ -57,6 +57,11 @@ constexpr bool prefetches_rows(size_t element_size) { return element_size < 4; }
 constexpr int64_t kPrefetchedSteps =
     8;  // steps of eight vectors by which the newest Gram row is asked for ahead
 
+// Gram rows that the elastic net, which may have hundreds, subtracts in one pass: each is a page of its own,
+// and many more than these leave the first-level table of pages. A pursuit's up to 64 go in one pass: at 32
+// rows the registers save a tenth of what four rows at a time through the cache take.
+constexpr int64_t kRowsAPass = 32;
+
 // ---- tasks (encode.cpp)
 
 // Weights a task: enough that handing it over costs nothing and that a thread's streams get going, small

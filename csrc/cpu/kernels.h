@@ -59,7 +59,7 @@ struct Kernels {
   void (*mark_watched)(const float* gain, const float* boost, const uint8_t* undesirable, uint8_t* seen,
                        int64_t n);
   // out = start + sum_i factor[i] * G[index[i], :], added in the order of i, for 1 <= n <= kMaxPursuit rows
-  // of a Gram matrix G [., m] in fp32 or fp16 (by DType), and the peak of out.
+  // of a Gram matrix G [., m] in fp32 or fp16 (by DType), and the peak of out, which may be start.
   Peak (*remaining[2])(const float* start, const void* g, int64_t m, const int32_t* index,
                        const float* factor, int64_t n, float* out, bool absolute);
 
