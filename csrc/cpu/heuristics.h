@@ -5,16 +5,14 @@
 // of alternating runs in one process, cold weights. "peak" is what a loop of nothing but fused multiply-adds
 // reaches at the same time.
 //
-//   T           weights   variant                                                 found
-//   1           fp32      eight atoms side by side                                1.00 x one read
-//   1           16 bits   the same, next eight rows asked for ahead               8.4 ms, without 9.3
-//   2 .. 23     any       tiles of atoms x rows, passes of kDepth, weights in     T = 8: fp32 1.2 x one read
-//                         place: they are used too few times to be copied         (one pass over all of
-//                         d: 1.5)
-//   24 ..       any       the same, but a pass's weights are widened into a       T = 64: 95 % of peak
-//   (weights
-//                         panel first: each is used at least 24 times             in place 88 %, one pass 80
-//                         %)
+//   T        weights   variant                                             found
+//   1        fp32      eight atoms side by side                            1.00 x one read
+//   1        16 bits   the same, the next eight rows asked for ahead       1.05 x one read, without 1.16
+//   1        int8      the same                                            1.04 x one read, without 1.20
+//   2 - 23   any       tiles, passes of kDepth, weights in place: they     T = 8, fp32: 1.2 x one read,
+//                      are used too few times to be copied                 in one pass over all of d 1.5
+//   24 -     any       the same, a pass's weights widened into a panel:    T = 64: 95 % of peak, in place
+//                      each is used at least 24 times                      88 %, in one pass 80 %
 //
 // Passes keep one accumulator a pair and carry it along, so the variant never shows in a result.
 #pragma once
