@@ -6,6 +6,7 @@
 #include <functional>
 #include <limits>
 
+#include "cpu/heuristics.h"
 #include "cpu/small_net.h"
 
 namespace daco {
@@ -48,6 +49,21 @@ float gram_entry(const SteerPursuit& op, const Kernels& kernels, int64_t i, int6
   float entry;
   kernels.of(op.gram_dtype).widen(static_cast<const Half*>(op.gram) + at, &entry, 1);
   return entry;
+}
+
+// out[i] = G[j, index[i]] for i < n <= kSmallNet.
+void gather_row(const SteerPursuit& op, const Kernels& kernels, int64_t j, const int32_t* index, int64_t n,
+                float* out) {
+  const int64_t at = j * op.atoms;
+  if (op.gram_dtype == DType::kF32) {
+    const auto* row = static_cast<const float*>(op.gram) + at;
+    for (int64_t i = 0; i < n; ++i) out[i] = row[index[i]];
+    return;
+  }
+  Half entries[kSmallNet];
+  const auto* row = static_cast<const Half*>(op.gram) + at;
+  for (int64_t i = 0; i < n; ++i) entries[i] = row[index[i]];
+  kernels.of(op.gram_dtype).widen(entries, out, n);
 }
 
 bool is_member(const Net& net, int64_t j) { return (net.member[j / 64] >> (j % 64) & 1) != 0; }
@@ -124,14 +140,15 @@ int64_t list_above(const SteerPursuit& op, const Kernels& kernels, const float* 
 
 // Brings the table of Gram entries up to the working set, where that is small enough.
 void extend_model(const SteerPursuit& op, const Kernels& kernels, Net* net, const NetScratch& scratch) {
+  if (net->modelled == 0) scratch.inverse->count = 0;  // it was another row's
   if (net->count > kSmallNet) return;
   for (int64_t a = net->modelled; a < net->count; ++a) {
     const int32_t j = net->index[a];
     float* column = scratch.column + a * kSmallNet;
     if (op.gram != nullptr) {
-      for (int64_t i = 0; i < a; ++i) {
-        scratch.entry[i] = gram_entry(op, kernels, j, net->index[i]);
-        if (!net->symmetric) column[i] = gram_entry(op, kernels, net->index[i], j);
+      gather_row(op, kernels, j, net->index, a, scratch.entry);
+      for (int64_t i = 0; i < a && !net->symmetric; ++i) {
+        column[i] = gram_entry(op, kernels, net->index[i], j);
       }
     } else {
       gram_row(op, kernels, j, net->index, a, scratch.atom, scratch.entry);
@@ -195,12 +212,13 @@ double solve_over_members(const SteerPursuit& op, const Kernels& kernels, Net* n
   if (net->count > kSmallNet) return descend(op, kernels, net, scratch);
   extend_model(op, kernels, net, scratch);
   SmallNet small;
+  small.kernels = &kernels;
   small.n = net->count;
   small.column = scratch.column;
   small.length = net->length;
   small.left = scratch.left;
   small.code = scratch.code;
-  small.factor = scratch.factor;
+  small.inverse = scratch.inverse;
   small.l1 = l1_of(op, *net);
   small.l2 = l2_of(op);
   small.both_signs = both_signs(op);
@@ -235,14 +253,23 @@ bool look_again(const SteerPursuit& op, const Kernels& kernels, const float* cor
   residual_of(op, kernels, *net, scratch, scratch.residual);
   const float* const x[] = {scratch.residual};
   Encoder encoder = analysis_of(op);
-  encoder.index = net->index;
+  // Members at zero that are far from the bound stay there whatever the rounding: the table's correlations
+  // do.
+  int32_t place[kSmallNet];
+  int64_t close = 0;
   const int64_t known = std::min(net->count, kSmallNet);
+  for (int64_t i = 0; i < known; ++i) {
+    const double left = both_signs(op) ? std::fabs(scratch.left[i]) : scratch.left[i];
+    if (net->code[i] == 0 && left < level - 2 * slack) continue;
+    scratch.candidate[close] = net->index[i];
+    place[close++] = static_cast<int32_t>(i);
+  }
+  encoder.index = scratch.candidate;
   float* const own[] = {scratch.entry};
-  encode_range(kernels, encoder, 0, known, x, 1, own);
-  for (int64_t i = 0; i < known; ++i) scratch.left[i] = scratch.entry[i];
+  encode_range(kernels, encoder, 0, close, x, 1, own);
+  for (int64_t i = 0; i < close; ++i) scratch.left[place[i]] = scratch.entry[i];
 
   const int64_t near = list_above(op, kernels, correlation, level - slack, *net, scratch);
-  encoder.index = scratch.candidate;
   float* const others[] = {scratch.value};
   encode_range(kernels, encoder, 0, near, x, 1, others);
   int64_t violating = 0;
@@ -302,11 +329,13 @@ void solve_net(const SteerPursuit& op, const Kernels& kernels, const float* star
       scratch.candidate[on] = net->index[i];
       scratch.value[on++] = -net->code[i];
     }
-    const int64_t m = op.atoms;
-    std::memcpy(scratch.correlation, start, static_cast<size_t>(m) * sizeof(float));
-    kernels.of(op.gram_dtype)
-        .accumulate(scratch.correlation, op.gram, m, scratch.candidate, scratch.value, on);
-    correlation = scratch.correlation;
+    correlation = start;
+    for (int64_t i = 0; i < on; i += kRowsAPass) {
+      kernels.remaining[static_cast<int>(op.gram_dtype)](
+          correlation, op.gram, op.atoms, scratch.candidate + i, scratch.value + i,
+          std::min(on - i, kRowsAPass), scratch.correlation, false);
+      correlation = scratch.correlation;
+    }
   }
 }
 

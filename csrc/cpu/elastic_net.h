@@ -11,6 +11,8 @@
 namespace daco {
 namespace cpu {
 
+struct SmallInverse;
+
 // One row's progress. The working set has room for all m atoms: how many codes are not zero has no cap.
 struct Net {
   const float* x;  // [d]
@@ -30,16 +32,16 @@ struct Net {
 
 // Buffers that one thread uses at a time.
 struct NetScratch {
-  float* correlation;  // [m]
-  int32_t* candidate;  // [m]
-  float* value;        // [m]
-  float* column;       // [kSmallNet^2], Gram entries of the working set
-  double* left;        // [kSmallNet]
-  double* code;        // [kSmallNet]
-  double* factor;      // [kSmallSolve^2]
-  float* entry;        // [kSmallNet]
-  float* residual;     // [d]
-  float* atom;         // [d]
+  float* correlation;     // [m]
+  int32_t* candidate;     // [m]
+  float* value;           // [m]
+  float* column;          // [kSmallNet^2], Gram entries of the working set
+  double* left;           // [kSmallNet]
+  double* code;           // [kSmallNet]
+  SmallInverse* inverse;  // of the row that is being solved
+  float* entry;           // [kSmallNet]
+  float* residual;        // [d]
+  float* atom;            // [d]
 };
 
 void begin(const SteerPursuit& op, const Kernels& kernels, const float* x, double norm, const float* start,

@@ -58,6 +58,15 @@ struct Kernels {
   // seen[i] |= gain[i] != 1 || boost[i] != 0 || undesirable[i]; a null operand is left out.
   void (*mark_watched)(const float* gain, const float* boost, const uint8_t* undesirable, uint8_t* seen,
                        int64_t n);
+  // out = start + sum_i factor[i] * G[index[i], :], added in the order of i, for 1 <= n <= kMaxPursuit rows
+  // of a Gram matrix G [., m] in fp32 or fp16 (by DType), and the peak of out, which may be start.
+  Peak (*remaining[2])(const float* start, const void* g, int64_t m, const int32_t* index,
+                       const float* factor, int64_t n, float* out, bool absolute);
+
+  // In fp64: y += factor * x, and x . y.
+  void (*add_doubles)(double* y, const double* x, double factor, int64_t n);
+  void (*add_widened)(double* y, const float* x, double factor, int64_t n);
+  double (*dot_doubles)(const double* x, const double* y, int64_t n);
 
   const TypedKernels& of(DType t) const { return typed[static_cast<int>(t)]; }
 };

@@ -26,6 +26,8 @@ struct Entries {
   float diagonal;
 };
 
+bool takes_both_signs(const SteerPursuit& op) { return op.sign == PursuitSign::kSigned; }
+
 Entries gram_entries(const SteerPursuit& op, const Kernels& kernels, const Pursuit& row, int64_t j,
                      const PursuitScratch& scratch) {
   const int32_t n = row.fit.size();
@@ -79,19 +81,18 @@ void refit(const SteerPursuit& op, Pursuit* row) {
 bool stands_out(const SteerPursuit& op, const Pursuit& row, const Entries& entries, int32_t n, float target) {
   double correlation = target;
   for (int32_t i = 0; i < n; ++i) correlation -= static_cast<double>(row.code[i]) * entries.row[i];
-  if (op.sign == PursuitSign::kSigned) correlation = std::fabs(correlation);
+  if (takes_both_signs(op)) correlation = std::fabs(correlation);
   return correlation > kSmallestCorrelation * row.norm;
 }
 
 // Chooses the next atom and refits; false when pursuit is over. `start` is null where first correlations are
-// not kept.
-bool extend(const SteerPursuit& op, const Kernels& kernels, float* correlation, float* start, Pursuit* row,
-            const PursuitScratch& scratch) {
+// not kept; `best` is the peak of `correlation`.
+bool extend(const SteerPursuit& op, const Kernels& kernels, float* correlation, float* start, Peak best,
+            Pursuit* row, const PursuitScratch& scratch) {
   constexpr float kBarred = std::numeric_limits<float>::quiet_NaN();
   // Against a zero row every correlation that a bias leaves is infinitely large; its code is empty.
   if (!(row->norm > 0)) return false;
-  for (;;) {
-    const Peak best = kernels.peak(correlation, op.atoms, op.sign == PursuitSign::kSigned);
+  for (;; best = kernels.peak(correlation, op.atoms, takes_both_signs(op))) {
     if (best.index < 0 || !(best.value > kSmallestCorrelation * row->norm)) return false;
     const int64_t j = best.index;
     const float target = start != nullptr ? start[j] : first_correlation(op, kernels, *row, j);
@@ -144,18 +145,19 @@ void begin(const SteerPursuit& op, const float* x, double norm, Pursuit* row) {
 
 void pursue(const SteerPursuit& op, const Kernels& kernels, float* start, Pursuit* row,
             const PursuitScratch& scratch) {
+  const bool absolute = takes_both_signs(op);
   float* correlation = start;
+  Peak best = kernels.peak(start, op.atoms, absolute);
   while (row->fit.size() < op.k) {
     if (op.tol > 0) {
       find_residual(op, kernels, *row, scratch, scratch.residual);
       if (small_enough(op, kernels, *row, scratch.residual)) return;
     }
-    if (!extend(op, kernels, correlation, start, row, scratch)) return;
+    if (!extend(op, kernels, correlation, start, best, row, scratch)) return;
     if (row->fit.size() == op.k) return;
     correlation = scratch.correlation;
-    std::memcpy(correlation, start, static_cast<size_t>(op.atoms) * sizeof(float));
-    kernels.of(op.gram_dtype)
-        .accumulate(correlation, op.gram, op.atoms, row->index, row->negative, row->fit.size());
+    best = kernels.remaining[static_cast<int>(op.gram_dtype)](
+        start, op.gram, op.atoms, row->index, row->negative, row->fit.size(), correlation, absolute);
   }
 }
 
@@ -170,14 +172,15 @@ void pursue_step(const SteerPursuit& op, const Kernels& kernels, float* correlat
       correlation[word * 64 + __builtin_ctzll(bits)] = std::numeric_limits<float>::quiet_NaN();
     }
   }
-  if (!extend(op, kernels, correlation, nullptr, row, scratch)) return;
+  const Peak best = kernels.peak(correlation, op.atoms, takes_both_signs(op));
+  if (!extend(op, kernels, correlation, nullptr, best, row, scratch)) return;
   if (row->fit.size() == op.k) return;
   find_residual(op, kernels, *row, scratch, residual);
   row->running = true;
 }
 
 SparseCode finish(const SteerPursuit& op, Pursuit* row) {
-  const bool both_signs = op.sign == PursuitSign::kSigned;
+  const bool both_signs = takes_both_signs(op);
   SparseCode code{row->index, row->code, 0};
   for (int32_t i = 0; i < row->fit.size(); ++i) {
     const float c = row->code[i];

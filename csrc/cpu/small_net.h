@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "cpu/kernels.h"
+
 namespace daco {
 namespace cpu {
 
@@ -21,13 +23,23 @@ inline double shrink(double v, double l1, bool both_signs) {
   return both_signs && v < -l1 ? v + l1 : 0.0;
 }
 
+// The inverse of (G + l2) over some atoms of the table, row i and column i for member[i]. It follows the
+// support one atom at a time, which costs a hundredth of solving afresh, and stays valid while the table only
+// grows.
+struct SmallInverse {
+  int64_t count;
+  int32_t member[kSmallSolve];
+  double entry[kSmallSolve * kSmallSolve];
+};
+
 struct SmallNet {
+  const Kernels* kernels = nullptr;
   int64_t n = 0;
-  const float* column = nullptr;  // column[j * kSmallNet + i] = G[i, j]; G[j, j] <= 0 keeps j at zero
-  const float* length = nullptr;  // [n] |A_j|, what a step of c_j is measured in
-  double* left = nullptr;         // [n] t - G c at the start, and kept so
-  double* code = nullptr;         // [n] c, where the search starts and ends
-  double* factor = nullptr;       // [kSmallSolve^2] overwritten
+  const float* column = nullptr;    // column[j * kSmallNet + i] = G[i, j]; G[j, j] <= 0 keeps j at zero
+  const float* length = nullptr;    // [n] |A_j|, what a step of c_j is measured in
+  double* left = nullptr;           // [n] t - G c at the start, and kept so
+  double* code = nullptr;           // [n] c, where the search starts and ends
+  SmallInverse* inverse = nullptr;  // of what was solved before, or with a count of 0
   double l1 = 0, l2 = 0;
   bool both_signs = false;
   double tolerance = 0;  // steps of this length are no steps any more
@@ -39,7 +51,10 @@ struct SmallNet {
   void move(int64_t j, double by);
   double sweep();
   bool solve_support();
-  bool solve_step(const int32_t* member, int64_t count, double* step) const;
+  bool invert_over(int64_t enters);
+  bool include(int32_t j);
+  bool exclude(int64_t at);
+  double gradient(int64_t j, double sign) const;
   int64_t entering(double* sign) const;
 };
 

@@ -52,7 +52,7 @@ Worker carve_worker(const Sizes& s, Carver* carver) {
     w.net.column = carver->take<float>(kSmallNet * kSmallNet);
     w.net.left = carver->take<double>(kSmallNet);
     w.net.code = carver->take<double>(kSmallNet);
-    w.net.factor = carver->take<double>(kSmallSolve * kSmallSolve);
+    w.net.inverse = carver->take<SmallInverse>(1);
     w.net.entry = carver->take<float>(kSmallNet);
     w.net.residual = carver->take<float>(s.dim);
     w.net.atom = carver->take<float>(s.dim);

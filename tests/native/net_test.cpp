@@ -1,4 +1,5 @@
 // The elastic net over a working set against its optimality conditions, and working sets beyond the table.
+#include <memory>
 #include <numeric>
 
 #include "cpu/small_net.h"
@@ -13,7 +14,8 @@ struct Problem {
   int64_t n;
   std::vector<float> column = std::vector<float>(kSmallNet * kSmallNet, NAN);
   std::vector<float> length;
-  std::vector<double> start, left, code, factor = std::vector<double>(kSmallSolve * kSmallSolve, NAN);
+  std::vector<double> start, left, code;
+  std::unique_ptr<SmallInverse> inverse = std::make_unique<SmallInverse>();
 
   // Unit atoms of width d around a common direction; t has parts of them.
   Problem(int64_t n, int64_t d, unsigned seed, bool both_signs) : n(n) {
@@ -45,14 +47,15 @@ struct Problem {
     code.assign(static_cast<size_t>(n), 0.0);
   }
 
-  SmallNet net(double l1, double l2, bool both_signs) {
+  SmallNet net(double l1, double l2, bool both_signs, Isa isa = Isa::kScalar) {
     SmallNet small;
+    small.kernels = &kernels(isa);
     small.n = n;
     small.column = column.data();
     small.length = length.data();
     small.left = left.data();
     small.code = code.data();
-    small.factor = factor.data();
+    small.inverse = inverse.get();
     small.l1 = l1;
     small.l2 = l2;
     small.both_signs = both_signs;
@@ -64,12 +67,13 @@ struct Problem {
 }  // namespace
 
 TEST(meets_its_optimality_conditions) {
+  const std::vector<Isa> isas = problem::isas();
   for (unsigned seed = 0; seed < 30; ++seed) {
     for (bool both_signs : {false, true}) {
       for (const double l1 : {0.3, 0.05, 0.002}) {
         const int64_t n = 1 + static_cast<int64_t>(seed * 11 % 300);
         Problem problem(n, 60, seed, both_signs);
-        problem.net(l1, 0.0025, both_signs).solve();
+        problem.net(l1, 0.0025, both_signs, isas[seed % isas.size()]).solve();
         for (int64_t i = 0; i < n; ++i) {
           double left = problem.start[i];
           for (int64_t j = 0; j < n; ++j) {
