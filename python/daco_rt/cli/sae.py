@@ -199,10 +199,12 @@ def _of_store(store: ActivationStore, blocks: tuple[int, ...] | None) -> tuple[i
 
 def _load(path: Path, device: str) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from transformers import AutoModelForImageTextToText, AutoTokenizer, logging
 
-    model = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True, use_safetensors=True)
+    logging.disable_progress_bar()
+
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    model: Any = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True, use_safetensors=True)
     return model.to(target).eval(), AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 

@@ -89,25 +89,28 @@ class Autoencoder(nn.Module):
         return Losses(total, unexplained.detach(), sparsity.detach(), auxiliary.detach(), codes.detach())
 
     def _auxiliary(self, before: Tensor, left: Tensor, dead: Tensor, count: int) -> Tensor:
-        """Return how badly the dead latents alone explain what the live ones left over, at most 1."""
+        """Return how badly the dead latents alone explain what the live ones left over; values end at 1."""
         k = min(count, self.settings.aux_k or max(1, left.shape[1] // 2))
         values, places = before.masked_fill(~dead, -torch.inf).topk(k, dim=1, sorted=False)
         codes = torch.zeros_like(before).scatter(1, places, torch.relu(values))
-        error = (left - self.decode(codes)).square().sum() / left.square().sum().clamp_min(1e-12)
-        # A diverging revival must not outweigh the reconstruction.
-        return error.nan_to_num(0.0).clamp(max=1.0)
+        made = self.decode(codes)
+        # Together dead codes overshoot the residual by far. Left alone, the loss would only shrink them, and what is
+        # small loses every competition; scaled to fit, they turn towards what is missing.
+        fit = ((left * made).sum() / made.square().sum().clamp_min(1e-12)).detach().clamp_min(0.0)
+        error = (left - fit * made).square().sum() / left.square().sum().clamp_min(1e-12)
+        return error.nan_to_num(0.0)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
         """Take out of the decoder's gradient what would only change the rows' lengths."""
         gradient = self.decoder.grad
         if gradient is not None:
-            gradient -= (gradient * self.decoder).sum(dim=1, keepdim=True) * self.decoder
+            gradient.sub_((gradient * self.decoder).sum(dim=1, keepdim=True) * self.decoder)
 
     @torch.no_grad()
     def normalise(self) -> None:
         """Give the decoder's rows unit length again."""
-        self.decoder /= self.decoder.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        self.decoder.div_(self.decoder.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
     @torch.no_grad()
     def fit_encoder_scale(self, x: Tensor) -> float:
@@ -116,7 +119,7 @@ class Autoencoder(nn.Module):
         made = self.decode(self.codes(x))
         factor = float((centred * made).sum() / made.square().sum().clamp_min(1e-12))
         factor = factor if 0 < factor < np.inf else 1.0
-        self.encoder *= factor
+        self.encoder.mul_(factor)
         return factor
 
     @torch.no_grad()
