@@ -56,8 +56,9 @@ def codes_of(sae: Sae, rows: np.ndarray) -> np.ndarray:
     flags = np.ones((2, latents), bool)
     found = steer_sae(
         rows, np.ones(len(rows), np.int32), sae.encoder, sae.enc_bias, sae.decoder,
-        gain=np.ones((2, latents), np.float32), undesirable=flags, shift=np.zeros((2, rows.shape[1]), np.float32),
-        limits=np.zeros((2, 4), np.float32), threshold=sae.threshold, coder=sae.coder, k=sae.k or 1, k_out=latents,
+        gain=np.ones((2, latents), np.float32), undesirable=flags, shift=np.zeros((2, rows.shape[1]),
+        np.float32), limits=np.zeros((2, 4), np.float32), threshold=sae.threshold, coder=sae.coder, k=sae.k or
+        1, k_out=latents,
     )  # fmt: skip
     codes = np.zeros((len(rows), latents))
     for row, (index, value) in enumerate(zip(found.support_index, found.support_value, strict=True)):
@@ -69,7 +70,7 @@ def compare(sae: Sae, rows: np.ndarray, theirs: dict[str, np.ndarray]) -> None:
     ours = codes_of(sae, rows)
     # A code may be scaled where the decoder's row is scaled the other way; what it writes is the same.
     ours = ours * np.linalg.norm(sae.decoder, axis=1)
-    norms = theirs["norms"] if "norms" in theirs else 1.0
+    norms = theirs.get("norms", 1.0)
     assert (ours > 0).any() and ((ours > 0) == (theirs["codes"] > 0)).all()
     assert np.allclose(ours, theirs["codes"] * norms, rtol=1e-4, atol=1e-4)
     decoded = (ours / np.linalg.norm(sae.decoder, axis=1)) @ sae.decoder + sae.decoder_bias

@@ -29,7 +29,13 @@ def rows(count: int, seed: int = 1) -> np.ndarray:
 
 def store(path: Path, *, shards: int = 4, per_shard: int = 200, **options: Any) -> ActivationStore:
     made = create_store(
-        path, model=MODEL, blocks=[BLOCK], median_norm={BLOCK: 6.0}, shards=shards, norm_limit=100.0, **options
+        path,
+        model=MODEL,
+        blocks=[BLOCK],
+        median_norm={BLOCK: 6.0},
+        shards=shards,
+        norm_limit=100.0,
+        **options,
     )
     for shard in range(shards):
         made.add(

@@ -23,7 +23,9 @@ from daco_rt.sae import (
     open_store,
 )
 
-TEXTS = [f"<|im_start|>The {word} is here, and nobody knows why." for word in ("dog", "house", "old tree")] + [
+TEXTS = [
+    f"<|im_start|>The {word} is here, and nobody knows why." for word in ("dog", "house", "old tree")
+] + [
     "<|im_start|>user\nWhat is a dagger?<|im_end|>\n",
     "",
     "<|im_start|>One two three four five six seven eight nine ten.",
@@ -88,7 +90,7 @@ def test_damage_is_found_and_named(tmp_path: Path, damage: str):
     else:
         data[-1] ^= 1
         file.write_bytes(data[:-4] if damage == "cut" else data)
-    with pytest.raises(ArtifactError, match="00000.safetensors is missing or damaged"):
+    with pytest.raises(ArtifactError, match=r"00000\.safetensors is missing or damaged"):
         open_store(made.path, verify=True)
 
 

@@ -204,7 +204,9 @@ def _load(path: Path, device: str) -> tuple[Any, Any]:
     logging.disable_progress_bar()
 
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    model: Any = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True, use_safetensors=True)
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        path, local_files_only=True, use_safetensors=True
+    )
     return model.to(target).eval(), AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 

@@ -94,8 +94,8 @@ class Autoencoder(nn.Module):
         values, places = before.masked_fill(~dead, -torch.inf).topk(k, dim=1, sorted=False)
         codes = torch.zeros_like(before).scatter(1, places, torch.relu(values))
         made = self.decode(codes)
-        # Together dead codes overshoot the residual by far. Left alone, the loss would only shrink them, and what is
-        # small loses every competition; scaled to fit, they turn towards what is missing.
+        # Together dead codes overshoot the residual by far. Left alone, the loss would only shrink them, and
+        # what is small loses every competition; scaled to fit, they turn towards what is missing.
         fit = ((left * made).sum() / made.square().sum().clamp_min(1e-12)).detach().clamp_min(0.0)
         error = (left - fit * made).square().sum() / left.square().sum().clamp_min(1e-12)
         return error.nan_to_num(0.0)
