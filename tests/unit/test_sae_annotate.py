@@ -198,7 +198,7 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path, dictionary: Any):
 
 
 def test_bad_scores_are_named(tmp_path: Path, dictionary: Any):
-    with pytest.raises(DacoError, match="capability score at eta None, gamma 0.0 is nan"):
+    with pytest.raises(DacoError, match=r"capability score at eta None, gamma 0\.0 is nan"):
         sweep(tmp_path, dictionary, capability=lambda table, gamma: float("nan"))
     with pytest.raises(DacoError, match="sweep is empty"):
         sweep(tmp_path, dictionary, etas=[])

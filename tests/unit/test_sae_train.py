@@ -159,18 +159,19 @@ def test_auxiliary_loss_moves_only_dead_latents():
 
 
 def test_auxiliary_loss_turns_dead_latents_and_does_not_shrink_them():
-    directions = np.concatenate([samples.atoms()[:12], samples.atoms(seed=8)[:12]])
-    training = quick(k=2)
+    many = [samples.atoms(seed=8 + i) for i in range(8)]
+    directions = np.concatenate([samples.atoms()[:12], *many])
+    training = quick(k=2, aux_k=len(directions))
     centre = torch.tensor(samples.CENTRE, dtype=torch.float32)
     sae = Autoencoder(initial_directions(directions, DIM, training), centre, 0.5, training)
     x = sae.inputs(torch.tensor(samples.rows(512)))
-    dead = torch.arange(ATOMS) >= 12
+    dead = torch.arange(len(directions)) >= 12
     optimiser = torch.optim.Adam(sae.parameters(), lr=5e-3)
     values, sizes = [], []
     for _ in range(150):
         before = sae.preactivations(x)
         left = (x - sae.decoder_bias - sae.decode(sae.select(before.masked_fill(dead, -1)))).detach()
-        value = sae._auxiliary(before, left, dead, 12)
+        value = sae._auxiliary(before, left, dead, int(dead.sum()))
         values.append(float(value.detach()))
         sizes.append(float(before.detach()[:, dead].amax(dim=0).mean()))
         optimiser.zero_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -231,12 +232,28 @@ def _blocks(arguments: argparse.Namespace) -> tuple[int, ...] | None:
         raise DacoError(str(error).replace("--layers", "--blocks")) from error
 
 
+def built_in_texts() -> list[str]:
+    """Return the texts that come with the package: ordinary ones, and those that say a built-in concept.
+
+    Their order mixes the concepts, so that no shard holds all texts of one.
+
+    Example
+    -------
+    >>> len(built_in_texts())
+    2500
+    """
+    from daco_rt.concepts import ORDINARY_TEXTS, everyday_concepts, stimuli_for
+
+    made = [stimulus.text for entry in everyday_concepts() for stimulus in stimuli_for(entry)]
+    texts = [*ORDINARY_TEXTS, *made]
+    # A stride that shares no factor with the count visits every text once.
+    stride = next(n for n in range(701, 2000) if math.gcd(n, len(texts)) == 1)
+    return [texts[i * stride % len(texts)] for i in range(len(texts))]
+
+
 def _texts(file: str | None) -> list[str]:
     if file is None:
-        from daco_rt.concepts import ORDINARY_TEXTS, everyday_concepts, stimuli_for
-
-        made = [stimulus.text for entry in everyday_concepts() for stimulus in stimuli_for(entry)]
-        return [*ORDINARY_TEXTS, *made]
+        return built_in_texts()
     texts = []
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
