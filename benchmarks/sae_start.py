@@ -1,10 +1,10 @@
-"""What it is worth to start an SAE at a dictionary: explained variance, dead latents, labelled latents, by seed.
+"""What it is worth to start an SAE at a dictionary: explained variance, dead and labelled latents, by seed.
 
     python benchmarks/sae_start.py                      # smol-internvl, block 16, the built-in texts
     python benchmarks/sae_start.py --steps 4000 --seeds 0,1,2,3,4
 
-Both starts see the same rows in the same order; only the decoder's first values differ. Prints a table and writes
-everything, with the machine, as JSON. About three minutes on one core after the activations are read.
+Both starts see the same rows in the same order; only the decoder's first values differ. Prints a table and
+writes everything, with the machine, as JSON. About three minutes on one core after the activations are read.
 """
 
 from __future__ import annotations
@@ -83,7 +83,6 @@ def read(arguments: argparse.Namespace, temporary: Path) -> Any:
 
 
 def measure(source: StoreSource, training: SaeTraining, dictionary: Any, path: Path) -> dict[str, Any]:
-    began = time.perf_counter()
     sae = train_sae(
         source,
         path,
@@ -92,7 +91,6 @@ def measure(source: StoreSource, training: SaeTraining, dictionary: Any, path: P
         training=training,
         dictionary=dictionary if training.init == "dictionary" else None,
     )
-    seconds = time.perf_counter() - began
     recipe = json.loads((path / "manifest.json").read_bytes())["recipe"]
     _, cost = convert_to_jumprelu(sae, source, path.with_name(path.name + "-jump"), rows=8192)
     own = recipe.get("cosine_to_own_atom", {}).get("mean")
@@ -107,7 +105,7 @@ def measure(source: StoreSource, training: SaeTraining, dictionary: Any, path: P
     for counts in count_labels(sae, dictionary, ETAS):
         row[f"undesirable@{counts['eta']}"] = counts["undesirable"]
         row[f"desirable@{counts['eta']}"] = counts["desirable"]
-    return row | {"jumprelu_loss": round(cost.loss, 4), "seconds": round(seconds, 1)}
+    return row | {"jumprelu_loss": round(cost.loss, 4)}
 
 
 if __name__ == "__main__":

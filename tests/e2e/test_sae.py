@@ -14,6 +14,8 @@ from daco_rt.cli import main
 from daco_rt.dictionary import dictionary_for
 from daco_rt.models import pocket
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--steps", "30", "--batch", "64", "--k", "4", "--checkpoint-every", "10", "--texts-per-shard", "6"]
 
 
