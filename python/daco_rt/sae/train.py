@@ -1,8 +1,8 @@
 """Training a sparse autoencoder: from rows of the residual stream to an SAE folder.
 
-On one process, CPU and number of threads the result is a function of its arguments, bit for bit, also when the
-process was killed and resumed any number of times: the order of rows is a function of the seed, and a checkpoint
-holds weights, both moments of AdamW, the counters of dead latents and the position in the data.
+On one process, CPU and number of threads the result is a function of its arguments, bit for bit, also when
+the process was killed and resumed any number of times: the order of rows is a function of the seed, and a
+checkpoint holds weights, both moments of AdamW, the counters of dead latents and the position in the data.
 """
 
 from __future__ import annotations
