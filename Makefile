@@ -18,7 +18,7 @@ PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
 export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup export test lint format bench bench-peers clean
+.PHONY: help setup export test saelens lint format bench bench-peers clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -56,6 +56,15 @@ $(OUTPUT)/manifest.json: $(STAMPS)/install $(PACKAGE)
 test: $(STAMPS)/install ## every test that needs no GPU
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# sae-lens brings a hundred packages, so it gets an environment of its own.
+saelens: $(STAMPS)/install $(STAMPS)/saelens ## test SAE folders against the real sae-lens, both ways
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/parity/test_saelens.py
+
+$(STAMPS)/saelens: constraints.txt scripts/pip_retry.py
+	test -x .venv-saelens/bin/python || $(PYTHON) -m venv .venv-saelens
+	.venv-saelens/bin/python scripts/pip_retry.py install -q torch==2.13.0 sae-lens==6.54.12
+	@touch $@
+
 lint: $(STAMPS)/install ## ruff, mypy, import-linter, clang-format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python scripts/assembled_package.py mypy
@@ -83,4 +92,4 @@ $(STAMPS)/peers: benchmarks/peers/requirements.txt constraints.txt scripts/pip_r
 	@touch $@
 
 clean: ## remove what was built (models and bundles stay)
-	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build $(VENV) .venv-saelens .pytest_cache .mypy_cache .ruff_cache

@@ -78,6 +78,7 @@ def test_arrows_between_packages_point_down():
         ("daco_rt.models", HEAVY),
         ("daco_rt.ops", HEAVY),
         ("daco_rt.runtime", HEAVY),
+        ("daco_rt.sae", HEAVY),
         ("daco_rt.steering", HEAVY),
     ],
 )

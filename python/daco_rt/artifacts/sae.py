@@ -39,7 +39,8 @@ class Sae:
 
     ``block`` is the decoder block at whose output it reads; ``encoder`` and ``decoder`` are fp32 [m, d],
     ``enc_bias`` fp32 [m], ``threshold`` fp32 [m] (jumprelu) or None, ``k`` None for coders without one.
-    ``model`` and ``annotation`` are empty for a plain SAELens folder.
+    ``model`` and ``annotation`` are empty for a plain SAELens folder. ``decoder_bias`` fp32 [d] is what a
+    full reconstruction adds, ``codes @ decoder + decoder_bias``; steering does not need it.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Sae:
     model: ModelIdentity | None
     annotation: tuple[Concept, ...]
     config: dict[str, Any] = field(repr=False)
+    decoder_bias: np.ndarray | None = field(default=None, repr=False)
 
 
 def load_sae(path: str | Path, verify: bool = True) -> Sae:
@@ -106,11 +108,12 @@ def load_sae(path: str | Path, verify: bool = True) -> Sae:
                 f"{path / WEIGHTS}: W_dec has zero rows, so acts cannot be rescaled by its norms"
             )
         encoder, bias, decoder = encoder * norms[:, None], bias * norms, decoder / norms[:, None]
+    decoder_bias = (weights["b_dec"] / np.float32(scale)).astype(np.float32)
     # SAELens applies a ReLU before the threshold, so a negative one means 0.
     threshold = np.maximum(weights["threshold"], 0) if coder == "jumprelu" else None
     return Sae(
         path, block, coder, k, encoder, bias, decoder, threshold, model,
-        read_concepts(annotation, m) if annotation is not None else (), config,
+        read_concepts(annotation, m) if annotation is not None else (), config, decoder_bias,
     )  # fmt: skip
 
 

@@ -27,6 +27,8 @@ def _parser() -> argparse.ArgumentParser:
         ("export", "write a bundle: the model's ONNX graphs with steering baked in", _export),
         ("verify", "prove on this machine that a bundle steers as it should", _verify),
         ("generate", "answer a prompt, with pictures, under a policy", _generate),
+        ("sae", "train sparse autoencoders on a model's activations", _sae),
+        ("annotate", "label an SAE's latents, choose eta and gamma", _annotate),
         ("inspect", "print what any artifact holds", _inspect),
         ("models", "list or fetch the built-in checkpoints", _models),
         ("doctor", "say what is installed, built and usable", _doctor),
@@ -114,6 +116,20 @@ def _generate(parser: argparse.ArgumentParser) -> None:
 
     generate.add_arguments(parser)
     parser.set_defaults(run=generate.run)
+
+
+def _sae(parser: argparse.ArgumentParser) -> None:
+    from daco_rt.cli import sae
+
+    sae.add_arguments(parser)
+    parser.set_defaults(run=sae.run)
+
+
+def _annotate(parser: argparse.ArgumentParser) -> None:
+    from daco_rt.cli import annotate
+
+    annotate.add_arguments(parser)
+    parser.set_defaults(run=annotate.run)
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
