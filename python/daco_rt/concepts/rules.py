@@ -33,6 +33,8 @@ class LabelRules:
         synset → group.
     glosses : tuple of (pattern, group)
         Patterns in the file's order.
+    prefer : tuple of str
+        Senses in which their first word is to be read, whatever WordNet counted.
     path : Path
         The file they came from.
     """
@@ -41,12 +43,13 @@ class LabelRules:
     under: Mapping[str, str]
     only: Mapping[str, str]
     glosses: tuple[tuple[re.Pattern[str], str], ...]
+    prefer: tuple[str, ...]
     path: Path
 
     @property
     def synsets(self) -> tuple[str, ...]:
         """Every synset that the rules name."""
-        return (*self.under, *self.only)
+        return (*self.under, *self.only, *self.prefer)
 
     def label(self, synset: str, gloss: str, paths: Sequence[Sequence[str]]) -> Label | None:
         """Return the label of one concept, None where no rule speaks of it.
@@ -122,7 +125,7 @@ def load_rules(path: str | Path | None = None) -> LabelRules:
         tree: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ArtifactError(f"{path} cannot be read as label rules: {' '.join(str(error).split())}") from error
-    _known(tree, ("version", "groups"), f"{path}")
+    _known(tree, ("version", "groups", "prefer"), f"{path}")
     if tree.get("version") != 1:
         raise ArtifactError(f"{path}: version must be 1, got {tree.get('version')!r}")
     groups = tree.get("groups")
@@ -141,8 +144,7 @@ def load_rules(path: str | Path | None = None) -> LabelRules:
         labels[str(group)] = label
         for key, target in (("under", under), ("only", only)):
             for name in _names(rule, key, where):
-                if not re.fullmatch(r"[^\s.]\S*\.n\.\d\d", name):
-                    raise ArtifactError(f"{where}: {name!r} is no synset; write word.n.NN, as in dagger.n.01")
+                _synset(name, where)
                 if name in under or name in only:
                     taken = under.get(name) or only.get(name)
                     raise ArtifactError(f"{where}: {name} is in group '{taken}' already; name it once")
@@ -152,7 +154,15 @@ def load_rules(path: str | Path | None = None) -> LabelRules:
                 glosses.append((re.compile(pattern, re.IGNORECASE), str(group)))
             except re.error as error:
                 raise ArtifactError(f"{where}: {pattern!r} is no regular expression ({error})") from error
-    return LabelRules(labels, under, only, tuple(glosses), path)
+    prefer = tuple(_names(tree, "prefer", f"{path}"))
+    for name in prefer:
+        _synset(name, f"{path}, prefer")
+    return LabelRules(labels, under, only, tuple(glosses), prefer, path)
+
+
+def _synset(name: str, where: str) -> None:
+    if not re.fullmatch(r"[^\s.]\S*\.n\.\d\d", name):
+        raise ArtifactError(f"{where}: {name!r} is no synset; write word.n.NN, as in dagger.n.01")
 
 
 def _known(tree: Any, keys: tuple[str, ...], where: str) -> None:

@@ -5,8 +5,10 @@ The rule, in order:
 1. *Form.* Kinds, not instances: no cities, people, wars. The first word of the synset is a single word, or a
    compound of two whose second word is itself a noun of WordNet. Letters, hyphens; three letters at least,
    unless the sense was met in tagged text. No names of taxonomic groups.
-2. *One concept a word.* Of several synsets with the same first word, the sense that was met most often in tagged
-   text wins; where none was met more often, an undesirable sense, then the order of WordNet.
+2. *One concept a word.* Of all senses of a word the one wins that was met most often in tagged text; of equals one
+   of which it is the first word, then the order of WordNet. If the winner is an instance (Adam) or another word
+   stands first in it, the word makes no concept. The rules' list ``prefer`` overrides this where the tagged text
+   says nothing of a harmful sense, or little ("rape" is a plant to WordNet first).
 3. *Rank.* Frequency of the sense in tagged text; then, for that text is small and old (it knows no heroin), the
    number of other synsets whose definition or examples use the word; then depth, the general before the special;
    then the order of WordNet. Mentions count for nothing where the tagged text knows the word as another part
@@ -77,26 +79,17 @@ def select_concepts(
     rules = load_rules() if rules is None else rules
     rules.check_names(wordnet.offsets)
     mentions = count_mentions(wordnet) if rank == "familiar" else Counter()
-    best: dict[str, tuple[tuple[int, ...], Synset]] = {}
-    undesirable: set[int] = set()
-    labelled: set[int] = set()
-    for synset in wordnet.synsets.values():
-        word = synset.words[0].lower()
-        if not _has_form(synset, wordnet):
-            continue
-        paths = wordnet.paths(synset.offset)
-        if any(_TAXA in path for path in paths):
-            continue
-        label = rules.label(wordnet.names[synset.offset], synset.gloss, paths)
+    preferred = {wordnet.offsets[name] for name in rules.prefer}
+    candidates = [
+        synset
+        for synset in wordnet.synsets.values()
+        if _has_form(synset, wordnet) and _reads(synset, wordnet, preferred)
+    ]
+    labelled = set()
+    for synset in candidates:
+        label = rules.label(wordnet.names[synset.offset], synset.gloss, wordnet.paths(synset.offset))
         if label is not None and label.label != "neutral":
             labelled.add(synset.offset)
-            if label.label == "undesirable":
-                undesirable.add(synset.offset)
-        senses = wordnet.senses.get(word, ())
-        number = senses.index(synset.offset) if synset.offset in senses else len(senses)
-        order = (-synset.count, synset.offset not in undesirable, number)
-        if word not in best or order < best[word][0]:
-            best[word] = (order, synset)
     elsewhere = wordnet.tagged_elsewhere
 
     def standing(synset: Synset) -> tuple[int, ...]:
@@ -104,7 +97,7 @@ def select_concepts(
         known = 0 if not synset.count and word in elsewhere else mentions[word]
         return -synset.count, -known, wordnet.depth(synset.offset), synset.offset
 
-    ranked = sorted((synset for _, synset in best.values()), key=standing)
+    ranked = sorted(candidates, key=standing)
     kept = [synset for synset in ranked if synset.offset in labelled] if keep_labelled else []
     chosen = {synset.offset for synset in kept[: size // KEPT_SHARE]}
     for synset in ranked:
@@ -139,8 +132,24 @@ def _has_form(synset: Synset, wordnet: WordNet) -> bool:
     word = synset.words[0]
     if synset.is_instance or not _FORM.fullmatch(word) or (len(word) < 3 and not synset.count):
         return False
-    first, _, second = word.lower().partition(" ")
-    return not second or second in wordnet.senses
+    second = word.lower().partition(" ")[2]
+    if second and second not in wordnet.senses:
+        return False
+    return not any(_TAXA in path for path in wordnet.paths(synset.offset))
+
+
+def _reads(synset: Synset, wordnet: WordNet, preferred: set[int]) -> bool:
+    """Whether this is the sense in which its first word is read."""
+    word = synset.words[0].lower()
+
+    def order(item: tuple[int, int]) -> tuple[bool, int, bool, int]:
+        number, offset = item
+        sense = wordnet.synsets[offset]
+        spelt = [other.lower() for other in sense.words]
+        return offset not in preferred, -wordnet.count(offset, word), spelt[0] != word, number
+
+    senses = wordnet.senses.get(word, (synset.offset,))
+    return min(enumerate(senses), key=order)[1] == synset.offset
 
 
 def _row(synset: Synset, wordnet: WordNet, mentions: int) -> WordConcept:

@@ -37,8 +37,8 @@ class Synset:
         Byte offset in ``data.noun``, by which other synsets point here.
     words : tuple of str
         Its words, spaces for underscores, the customary one first.
-    count : int
-        How often the first word was met in this sense, 0 for most.
+    counts : tuple of int
+        How often each word was met in this sense, mostly 0.
     topic : str
         Name of the lexicographer's file: "artifact", "person", "substance", …
     gloss : str
@@ -53,12 +53,17 @@ class Synset:
 
     offset: int
     words: tuple[str, ...]
-    count: int
+    counts: tuple[int, ...]
     topic: str
     gloss: str
     examples: tuple[str, ...]
     hypernyms: tuple[int, ...]
     is_instance: bool
+
+    @property
+    def count(self) -> int:
+        """How often the first word was met in this sense."""
+        return self.counts[0]
 
 
 class WordNet:
@@ -160,6 +165,14 @@ class WordNet:
             raise ArtifactError(f"{self.folder} has no synset '{name}'; write word.n.NN, as in dagger.n.01")
         return self.synsets[self.offsets[name]]
 
+    def count(self, offset: int, word: str) -> int:
+        """Return how often ``word``, in lower case, was met in that sense."""
+        synset = self.synsets[offset]
+        return max(
+            (count for other, count in zip(synset.words, synset.counts, strict=True) if other.lower() == word),
+            default=0,
+        )
+
     def paths(self, offset: int) -> tuple[tuple[str, ...], ...]:
         """Return every way up to a root: names of ancestors, nearest first, without the synset itself."""
         return tuple(tuple(self.names[above] for above in way) for way in self._ways(offset, (offset,)))
@@ -205,12 +218,14 @@ class WordNet:
             at = 4 + 2 * words
             pointers = [cells[at + 1 + 4 * i : at + 5 + 4 * i] for i in range(int(cells[at]))]
             up = [int(p[1]) for p in pointers if p[0] in ("@", "@i")]
-            word, sense = lemmas[0]
             definition, examples = split_gloss(gloss)
             return Synset(
                 int(cells[0]),
                 tuple(lemma.replace("_", " ") for lemma, _ in lemmas),
-                self._counts.get(f"{word.lower()}%1:{file:02d}:{sense:02d}::", 0),
+                tuple(
+                    self._counts.get(f"{lemma.lower()}%1:{file:02d}:{sense:02d}::", 0)
+                    for lemma, sense in lemmas
+                ),
                 _TOPICS[file - 3],
                 definition,
                 examples,
