@@ -27,6 +27,9 @@ def _parser() -> argparse.ArgumentParser:
         ("export", "write a bundle: the model's ONNX graphs with steering baked in", _export),
         ("verify", "prove on this machine that a bundle steers as it should", _verify),
         ("generate", "answer a prompt, with pictures, under a policy", _generate),
+        ("concepts", "choose concepts from WordNet and label them", _concepts),
+        ("stimuli", "write the texts in which a table's concepts are said", _stimuli),
+        ("pack", "compile a policy file with a dictionary or SAEs into a pack", _pack),
         ("inspect", "print what any artifact holds", _inspect),
         ("models", "list or fetch the built-in checkpoints", _models),
         ("doctor", "say what is installed, built and usable", _doctor),
@@ -114,6 +117,27 @@ def _generate(parser: argparse.ArgumentParser) -> None:
 
     generate.add_arguments(parser)
     parser.set_defaults(run=generate.run)
+
+
+def _concepts(parser: argparse.ArgumentParser) -> None:
+    from daco_rt.cli import concepts
+
+    concepts.add_arguments(parser)
+    parser.set_defaults(run=concepts.run)
+
+
+def _stimuli(parser: argparse.ArgumentParser) -> None:
+    from daco_rt.cli import stimuli
+
+    stimuli.add_arguments(parser)
+    parser.set_defaults(run=stimuli.run)
+
+
+def _pack(parser: argparse.ArgumentParser) -> None:
+    from daco_rt.cli import pack
+
+    pack.add_arguments(parser)
+    parser.set_defaults(run=pack.run)
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:

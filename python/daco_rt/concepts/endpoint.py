@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib import error as url_error
@@ -49,6 +50,7 @@ Answer with a JSON array only, one object for each concept, in the same order:
 """
 """The exact text that goes before the concepts' lines, as one user message."""
 PROMPT_VERSION = 1
+MAX_ANSWER = 16 << 20
 _AGAIN = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
 
 
@@ -186,17 +188,17 @@ class EndpointLabeller:
         base = self.url.rstrip("/")
         address = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
         request = url_request.Request(address, json.dumps(body).encode(), headers)
-        trouble = ""
+        trouble, after = "", None
         for attempt in range(self.tries):
             if attempt:
-                self._stop.wait(self._pause(attempt, trouble))
+                self._stop.wait(self._pause(attempt, after))
             if self._stop.is_set():
                 raise DacoError(f"endpoint {address}: stopped")
             with self._lock:
                 self.asked += 1
             try:
                 with url_request.urlopen(request, timeout=self.timeout) as response:
-                    return _content(response.read())
+                    return _content(response.read(MAX_ANSWER))
             except url_error.HTTPError as error:
                 said = error.read(300).decode(errors="replace").strip()
                 if error.code not in _AGAIN:
@@ -205,19 +207,18 @@ class EndpointLabeller:
                         f"address, the model's name and {KEY_VARIABLES[0]}"
                     ) from error
                 trouble = f"status {error.code}"
-                self._after = error.headers.get("Retry-After")
-            except (OSError, ValueError) as error:
-                trouble = "no answer in time" if isinstance(error, TimeoutError) else str(error)
-                self._after = None
+                after = error.headers.get("Retry-After")
+            except (OSError, HTTPException) as error:
+                late = isinstance(getattr(error, "reason", error), TimeoutError)
+                trouble = f"no answer within {self.timeout:g} s" if late else str(error)
+                after = None
         raise DacoError(
             f"endpoint {address} did not answer in {self.tries} tries ({trouble}); what it labelled is kept in "
             f"{self.cache}: run the same command again to go on"
         )
 
-    _after: str | None = field(default=None, init=False, repr=False)
-
-    def _pause(self, attempt: int, trouble: str) -> float:
-        asked = _seconds(self._after) if trouble.startswith("status") else None
+    def _pause(self, attempt: int, after: str | None) -> float:
+        asked = _seconds(after)
         if asked is not None:
             return min(asked, 300.0)
         # Spread out, so that workers that failed together do not return together.

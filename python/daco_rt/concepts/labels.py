@@ -128,6 +128,4 @@ def apply_labels(concepts: Sequence[WordConcept], labellers: Iterable[Labeller])
 
 
 def _labelled(concept: WordConcept, label: Label) -> WordConcept:
-    return replace(
-        concept, label=label.label, group=label.group, source=label.source, reason=label.reason
-    )
+    return replace(concept, label=label.label, group=label.group, source=label.source, reason=label.reason)

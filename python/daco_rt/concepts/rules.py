@@ -124,7 +124,9 @@ def load_rules(path: str | Path | None = None) -> LabelRules:
     try:
         tree: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ArtifactError(f"{path} cannot be read as label rules: {' '.join(str(error).split())}") from error
+        raise ArtifactError(
+            f"{path} cannot be read as label rules: {' '.join(str(error).split())}"
+        ) from error
     _known(tree, ("version", "groups", "prefer"), f"{path}")
     if tree.get("version") != 1:
         raise ArtifactError(f"{path}: version must be 1, got {tree.get('version')!r}")

@@ -19,7 +19,11 @@ from daco_rt.concepts.everyday import LABELS
 from daco_rt.errors import ArtifactError, did_you_mean
 
 # WordNet does not say which nouns are counted. Words filed under these topics mostly take an article.
-_COUNTED = frozenset("animal artifact body group location object person plant shape quantity time tops".split())
+_COUNTED = frozenset(
+    ["animal", "artifact", "body", "communication", "group", "location", "object", "person", "plant", "shape", "quantity", "time", "tops"]
+)
+# Below these they do not.
+_UNCOUNTED = frozenset(("matter.n.03", "drug.n.01", "fabric.n.01", "language.n.01", "weaponry.n.01"))
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "wordnet-concepts.jsonl.gz"
 
 
@@ -83,7 +87,7 @@ class WordConcept:
     @property
     def plural(self) -> str | None:
         """The plural; None for words that are mostly used without one."""
-        if self.topic not in _COUNTED:
+        if self.topic not in _COUNTED or any(_UNCOUNTED.intersection(path[:6]) for path in self.paths):
             return None
         if self.irregular:
             return self.irregular
@@ -196,7 +200,9 @@ def _concept(line: str, where: str) -> WordConcept:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where}: not a JSON object ({error}); make the table again") from error
     if not isinstance(row, dict):
-        raise ArtifactError(f"{where}: expected a JSON object, got {type(row).__name__}; make the table again")
+        raise ArtifactError(
+            f"{where}: expected a JSON object, got {type(row).__name__}; make the table again"
+        )
     for name, value in row.items():
         if name not in _FIELDS:
             raise ArtifactError(f"{where}: key '{name}' is unknown{did_you_mean(name, _FIELDS)}")

@@ -21,10 +21,7 @@ FETCH = "bash scripts/fetch_wordnet.sh"
 _PLACES = ("/usr/share/wordnet", "build/deps/wordnet")
 
 # Lexicographer files 3 to 28 in the order of WordNet's lexnames(5).
-_TOPICS = (
-    "tops act animal artifact attribute body cognition communication event feeling food group location motive "
-    "object person phenomenon plant possession process quantity relation shape state substance time"
-).split()
+_TOPICS = ["tops", "act", "animal", "artifact", "attribute", "body", "cognition", "communication", "event", "feeling", "food", "group", "location", "motive", "object", "person", "phenomenon", "plant", "possession", "process", "quantity", "relation", "shape", "state", "substance", "time"]
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,11 @@ class WordNet:
         """Return how often ``word``, in lower case, was met in that sense."""
         synset = self.synsets[offset]
         return max(
-            (count for other, count in zip(synset.words, synset.counts, strict=True) if other.lower() == word),
+            (
+                count
+                for other, count in zip(synset.words, synset.counts, strict=True)
+                if other.lower() == word
+            ),
             default=0,
         )
 

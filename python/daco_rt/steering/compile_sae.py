@@ -96,7 +96,7 @@ def compile_sae_pack(
         if sae.threshold is not None:
             big["threshold"] = sae.threshold
         operands[block] = big | fill_tables(
-            specs, labelled[block], rows.astype(np.float64), float(median_norm[block])
+            specs, labelled[block], rows.astype(np.float64), float(median_norm[block]), block
         )
     return save_pack(
         path,
