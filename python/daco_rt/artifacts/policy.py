@@ -21,8 +21,9 @@ class Policy:
 
     ``slot`` ≥ 2 is the row of gain, boost, undesirable, shift and limits; ``positions`` says which tokens are
     steered: "generated" (the last prompt token and every decoded one), "prompt", "image", "text", or "all"
-    (all but position 0); ``blocks`` are the decoder blocks it edits. With ``condition`` > 0 the prompt is observed
-    first, and the policy acts only on requests whose mean removed dose, largest over the blocks, exceeds it.
+    (all but position 0); ``blocks`` are the decoder blocks it edits. With ``condition`` > 0 the prompt
+    is observed first, and the policy acts only on requests whose mean removed dose, largest over the blocks,
+    exceeds it.
     """
 
     name: str

@@ -15,8 +15,8 @@ examples:
   daco-rt concepts --table concepts.jsonl.gz --output labelled.jsonl.gz --labels mine.tsv
   daco-rt concepts --output expert.jsonl.gz --endpoint http://localhost:8000/v1 --endpoint-model qwen
 
-Of several labels the hand-edited one wins, then the endpoint's, then the rules'. The endpoint's key is read from
-DACO_RT_API_KEY; its labels are kept in a cache, so an interrupted run goes on where it stopped.
+Of several labels the hand-edited one wins, then the endpoint's, then the rules'. The endpoint's key is read
+from DACO_RT_API_KEY; its labels are kept in a cache, so an interrupted run goes on where it stopped.
 """
 
 
@@ -117,9 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
     print_table(("label", "group", "concepts"), rows, ("label", "group", "concepts"))
     print(f"wrote {arguments.output}: {len(table)} concepts")
     if unanswered:
-        print(
-            f"{len(unanswered)} concepts got no usable answer and keep their other label: {', '.join(unanswered[:10])}"
-        )
+        names = ", ".join(unanswered[:10])
+        print(f"{len(unanswered)} concepts got no usable answer and keep their other label: {names}")
     return 0
 
 

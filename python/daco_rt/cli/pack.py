@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from daco_rt.console import add_json, print_json, print_table
 from daco_rt.errors import DacoError
+
+if TYPE_CHECKING:
+    from daco_rt.artifacts import Pack, Policy
 
 EPILOG = """\
 examples:
@@ -67,27 +71,30 @@ def run(arguments: argparse.Namespace) -> int:
         concepts=arguments.concepts,
         overwrite=arguments.force,
     )
-    rows = [
+    rows: list[dict[str, object]] = [
         {
             "policy": policy.name + (" (default)" if policy.name == pack.default_policy else ""),
             "positions": policy.positions,
             "blocks": ", ".join(map(str, policy.blocks)),
-            "edited": {
-                block: int((pack.operands(block)["gain"][policy.slot] != 1).sum()) for block in policy.blocks
-            },
+            "edited": _edited(pack, policy),
         }
         for policy in pack.policies
     ]
     if arguments.json:
         print_json({"pack": str(pack.path), "op": pack.op, "atoms": pack.atoms, "policies": rows})
         return 0
-    for row in rows:
-        row["edited"] = ", ".join(map(str, sorted(set(row["edited"].values()))))
+    for row, policy in zip(rows, pack.policies, strict=True):
+        row["edited"] = ", ".join(map(str, sorted(set(_edited(pack, policy).values()))))
     print_table(
         ("policy", "positions", "blocks", "edited atoms"), rows, ("policy", "positions", "blocks", "edited")
     )
     print(f"wrote {pack.path}: {pack.op}, {pack.atoms} atoms at blocks {', '.join(map(str, pack.blocks))}")
     return 0
+
+
+def _edited(pack: Pack, policy: Policy) -> dict[int, int]:
+    """Block → atoms whose code the policy changes."""
+    return {block: int((pack.operands(block)["gain"][policy.slot] != 1).sum()) for block in policy.blocks}
 
 
 def _built_in(name: str | None) -> str | Path | None:

@@ -203,8 +203,8 @@ class EndpointLabeller:
                 said = error.read(300).decode(errors="replace").strip()
                 if error.code not in _AGAIN:
                     raise DacoError(
-                        f"endpoint {address} refused with status {error.code}: {' '.join(said.split())}; check the "
-                        f"address, the model's name and {KEY_VARIABLES[0]}"
+                        f"endpoint {address} refused with status {error.code}: {' '.join(said.split())}; "
+                        f"check the address, the model's name and {KEY_VARIABLES[0]}"
                     ) from error
                 trouble = f"status {error.code}"
                 after = error.headers.get("Retry-After")
@@ -213,8 +213,8 @@ class EndpointLabeller:
                 trouble = f"no answer within {self.timeout:g} s" if late else str(error)
                 after = None
         raise DacoError(
-            f"endpoint {address} did not answer in {self.tries} tries ({trouble}); what it labelled is kept in "
-            f"{self.cache}: run the same command again to go on"
+            f"endpoint {address} did not answer in {self.tries} tries ({trouble}); what it labelled is kept "
+            f"in {self.cache}: run the same command again to go on"
         )
 
     def _pause(self, attempt: int, after: str | None) -> float:
@@ -237,8 +237,8 @@ def prompt_for(concepts: Sequence[WordConcept]) -> str:
 def parse_answer(text: str, count: int) -> dict[int, dict[str, str]]:
     """Read what can be used of an answer: 0-based number of the concept → label, group, reason.
 
-    Rows with another label, a number that was not asked for, or a number that comes twice with different labels
-    are left out; text around the array, and a fence, do no harm.
+    Rows with another label, a number that was not asked for, or a number that comes twice with different
+    labels are left out; text around the array, and a fence, do no harm.
 
     Example
     -------

@@ -26,8 +26,8 @@ UNLABELLED = "default"
 class Label:
     """One opinion about one concept.
 
-    ``label`` is "desirable", "undesirable" or "neutral", ``group`` a heading or empty, ``source`` who says so,
-    ``reason`` why, in a few words.
+    ``label`` is "desirable", "undesirable" or "neutral", ``group`` a heading or empty, ``source`` who says
+    so, ``reason`` why, in a few words.
     """
 
     label: str
@@ -53,7 +53,8 @@ class HandTable:
     Raises
     ------
     ArtifactError
-        If the file cannot be read, or a line has other columns, an unknown label or a concept that came before.
+        If the file cannot be read, or a line has other columns, an unknown label or a concept that came
+        before.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,7 +67,8 @@ class HandTable:
         rows = [(n, line) for n, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
         if not rows or tuple(rows[0][1].split("\t")) != HAND_COLUMNS:
             raise ArtifactError(
-                f"{self.path}: the first line must name the columns {', '.join(HAND_COLUMNS)}, separated by tabs"
+                f"{self.path}: the first line must name the columns {', '.join(HAND_COLUMNS)}, "
+                "separated by tabs"
             )
         for number, line in rows[1:]:
             self._add(number, line)

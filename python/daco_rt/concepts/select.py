@@ -5,22 +5,23 @@ The rule, in order:
 1. *Form.* Kinds, not instances: no cities, people, wars. The first word of the synset is a single word, or a
    compound of two whose second word is itself a noun of WordNet. Letters, hyphens; three letters at least,
    unless the sense was met in tagged text. No names of taxonomic groups.
-2. *One concept a word.* Of all senses of a word the one wins that was met most often in tagged text; of equals one
-   of which it is the first word, then the order of WordNet. If the winner is an instance (Adam) or another word
-   stands first in it, the word makes no concept. The rules' list ``prefer`` overrides this where the tagged text
-   says nothing of a harmful sense, or little ("rape" is a plant to WordNet first).
-3. *Rank.* Frequency of the sense in tagged text; then, for that text is small and old (it knows no heroin), the
-   number of other synsets whose definition or examples use the word; then depth, the general before the special;
-   then the order of WordNet. Mentions count for nothing where the tagged text knows the word as another part
-   of speech only ("oral", "till").
-4. *Kept.* Concepts that the rules label undesirable or desirable are taken even where their rank is too low, for
-   a dictionary can only remove what it has: up to a third of the table, by rank.
+2. *One concept a word.* Of all senses of a word the one wins that was met most often in tagged text; of
+   equals one of which it is the first word, then the order of WordNet. If the winner is an instance (Adam)
+   or another word stands first in it, the word makes no concept. The rules' list ``prefer`` overrides this
+   where the tagged text says nothing of a harmful sense, or little ("rape" is a plant to WordNet first).
+3. *Rank.* Frequency of the sense in tagged text; then, for that text is small and old (it knows no heroin),
+   the number of other synsets whose definition or examples use the word; then depth, the general before the
+   special; then the order of WordNet. Mentions count for nothing where the tagged text knows the word as
+   another part of speech only ("oral", "till").
+4. *Kept.* Concepts that the rules label undesirable or desirable are taken even where their rank is too
+   low, for a dictionary can only remove what it has: up to a third of the table, by rank.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 from typing import Literal
 
 from daco_rt.concepts.labels import apply_labels
@@ -123,7 +124,7 @@ def count_mentions(wordnet: WordNet) -> Counter[str]:
         for text in (synset.gloss, *synset.examples):
             words = re.findall(_WORD, text.lower())
             seen.update(words)
-            seen.update(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))
+            seen.update(f"{a} {b}" for a, b in pairwise(words))
         mentions.update(seen - {word.lower() for word in synset.words})
     return mentions
 

@@ -19,9 +19,8 @@ from daco_rt.concepts.everyday import LABELS
 from daco_rt.errors import ArtifactError, did_you_mean
 
 # WordNet does not say which nouns are counted. Words filed under these topics mostly take an article.
-_COUNTED = frozenset(
-    ["animal", "artifact", "body", "communication", "group", "location", "object", "person", "plant", "shape", "quantity", "time", "tops"]
-)
+_COUNTED = frozenset(("animal", "artifact", "body", "communication", "group", "location", "object", "person"))
+_COUNTED |= {"plant", "shape", "quantity", "time", "tops"}
 # Below these they do not.
 _UNCOUNTED = frozenset(("matter.n.03", "drug.n.01", "fabric.n.01", "language.n.01", "weaponry.n.01"))
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "wordnet-concepts.jsonl.gz"
@@ -142,8 +141,8 @@ def load_table(path: str | Path) -> tuple[WordConcept, ...]:
     Raises
     ------
     ArtifactError
-        If the file cannot be read or a line is no concept; the sentence names the line, and for an unknown key
-        the nearest known one.
+        If the file cannot be read or a line is no concept; the sentence names the line, and for an unknown
+        key the nearest known one.
     """
     path = Path(path)
     try:
@@ -176,7 +175,7 @@ def shipped_table() -> tuple[WordConcept, ...]:
 
 
 def count_labels(concepts: Sequence[WordConcept]) -> dict[str, dict[str, int]]:
-    """Return label → group → number of concepts, the largest groups first; "" counts those without a group."""
+    """Return label → group → number of concepts, the largest first; "" counts those without a group."""
     counts: dict[str, dict[str, int]] = {label: {} for label in LABELS}
     for concept in concepts:
         groups = counts[concept.label]

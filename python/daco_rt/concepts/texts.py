@@ -1,9 +1,9 @@
 """Text stimuli for any concept table: definitions, WordNet's examples, and sentences around the word.
 
-Every text says the concept's word once where its span is marked. Where the definition is used it comes *before*
-the word: a language model reads from left to right, so only then does the reading at the word know what is meant,
-and not only how it is spelt. The sentences are the same for all concepts, so that what they add to a reading
-cancels against the other concepts' mean.
+Every text says the concept's word once where its span is marked. Where the definition is used it comes
+*before* the word: a language model reads from left to right, so only then does the reading at the word know
+what is meant, and not only how it is spelt. The sentences are the same for all concepts, so that what they
+add to a reading cancels against the other concepts' mean.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def texts_for(
 ) -> list[TextStimulus]:
     """Return every text that can be made for one concept, the most useful first, without duplicates.
 
-    The first seven are two with the definition, three sentences, and two of WordNet's examples or, where there
-    are none, more sentences.
+    The first seven are two with the definition, three sentences, and two of WordNet's examples or, where
+    there are none, more sentences.
 
     Example
     -------
@@ -223,7 +223,7 @@ def make_stimuli(
     found = StimulusSet()
     seen: set[tuple[str, int, int]] = set()
     for row, concept in enumerate(concepts):
-        texts = []
+        texts: list[TextStimulus] = []
         for stimulus in texts_for(concept, row=row, kinds=kinds, markers=markers, skipped=found.skipped):
             place = stimulus.text, stimulus.start, stimulus.end
             if place in seen:

@@ -1,8 +1,8 @@
 """Reader of WordNet's noun files: any ``dict`` folder of WordNet 3.x, or Debian's ``wordnet-base``.
 
-Read are ``data.noun`` (the synsets), ``index.noun`` (the order of a word's senses), ``cntlist.rev`` (how often
-a sense was met in tagged text) and ``noun.exc`` (irregular plurals). A synset is named by its first word and
-the number of that sense among the word's: ``dagger.n.01``.
+Read are ``data.noun`` (the synsets), ``index.noun`` (the order of a word's senses), ``cntlist.rev`` (how
+often a sense was met in tagged text) and ``noun.exc`` (irregular plurals). A synset is named by its first
+word and the number of that sense among the word's: ``dagger.n.01``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,34 @@ FETCH = "bash scripts/fetch_wordnet.sh"
 _PLACES = ("/usr/share/wordnet", "build/deps/wordnet")
 
 # Lexicographer files 3 to 28 in the order of WordNet's lexnames(5).
-_TOPICS = ["tops", "act", "animal", "artifact", "attribute", "body", "cognition", "communication", "event", "feeling", "food", "group", "location", "motive", "object", "person", "phenomenon", "plant", "possession", "process", "quantity", "relation", "shape", "state", "substance", "time"]
+_TOPICS = (
+    "tops",
+    "act",
+    "animal",
+    "artifact",
+    "attribute",
+    "body",
+    "cognition",
+    "communication",
+    "event",
+    "feeling",
+    "food",
+    "group",
+    "location",
+    "motive",
+    "object",
+    "person",
+    "phenomenon",
+    "plant",
+    "possession",
+    "process",
+    "quantity",
+    "relation",
+    "shape",
+    "state",
+    "substance",
+    "time",
+)
 
 
 @dataclass(frozen=True)
@@ -241,8 +268,8 @@ class WordNet:
             for above in synset.hypernyms:
                 if above not in self.synsets:
                     raise ArtifactError(
-                        f"{self.folder / 'data.noun'}: synset {synset.offset:08d} points to {above:08d}, which "
-                        f"is not there; the file is cut short, fetch it again: {FETCH}"
+                        f"{self.folder / 'data.noun'}: synset {synset.offset:08d} points to {above:08d}, "
+                        f"which is not there; the file is cut short, fetch it again: {FETCH}"
                     )
 
     def _bad(self, name: str, number: int, error: Exception) -> ArtifactError:

@@ -25,8 +25,8 @@ class PolicySpec:
     blocks : decoder blocks that it edits; all of the pack's by default.
     labels, groups, concepts : what it edits: concepts with one of these labels, in one of these groups, or of
         one of these names. Without any of the three: everything labelled "undesirable".
-    latents : what it edits besides, by index: for all blocks, or block → indices. Where only latents are given,
-        no label selects anything.
+    latents : what it edits besides, by index: for all blocks, or block → indices. Where only latents are
+        given, no label selects anything.
     gain : factor on the code of an edited concept. 0 removes it, −1 removes it twice over, 1 only
         reports it.
     boost : added to the active codes of desirable concepts, as a fraction of the block's median norm.
@@ -35,8 +35,8 @@ class PolicySpec:
     deadband : codes no stronger than this fraction of the block's median norm are left alone.
     max_dose : longest edit, as a fraction of the row's own norm; 0 sets no bound.
     keep_norm : give the edited row the norm it had.
-    condition : threshold of a gate: the prompt is observed first, and the policy acts only if the mean removed
-        dose of its rows, largest over the policy's blocks, exceeds this. 0 is no gate.
+    condition : threshold of a gate: the prompt is observed first, and the policy acts only if the mean
+        removed dose of its rows, largest over the policy's blocks, exceeds this. 0 is no gate.
     description : one line for people.
 
     Example
@@ -140,7 +140,8 @@ def check_specs(
             alien = next((block for block in spec.latents if block not in blocks), None)
             if alien is not None:
                 raise PolicyError(
-                    f"policy '{spec.name}' has latents of block {alien}, its blocks are {', '.join(map(str, blocks))}"
+                    f"policy '{spec.name}' has latents of block {alien}, its blocks are "
+                    f"{', '.join(map(str, blocks))}"
                 )
         by_index = any(spec.latents_at(block) for block in blocks)
         if not spec.gamma and not spec.boost and not by_index and not any(map(spec.selects, table)):

@@ -71,8 +71,9 @@ def read_policies(path: str | Path) -> PolicyFile:
     Raises
     ------
     PolicyError
-        If the file is no YAML, or a key, a value or a combination is wrong; the sentence names the place and, for
-        an unknown key, the nearest known one. Groups, concepts and blocks are checked when it is compiled.
+        If the file is no YAML, or a key, a value or a combination is wrong; the sentence names the place
+        and, for an unknown key, the nearest known one. Groups, concepts and blocks are checked when it is
+        compiled.
 
     Example
     -------
@@ -120,8 +121,8 @@ def build_pack(
     ----------
     policies : a file, or what `read_policies` gave.
     output : the folder to make.
-    dictionary, saes, norms, concepts : in place of the file's own sources. ``norms`` is a dictionary of the same
-        model, which knows the median norms that SAEs do not.
+    dictionary, saes, norms, concepts : in place of the file's own sources. ``norms`` is a dictionary of the
+        same model, which knows the median norms that SAEs do not.
     overwrite : replace an existing folder.
 
     Raises
@@ -204,8 +205,8 @@ def _from_saes(file: PolicyFile, output: str | Path, overwrite: bool) -> Pack:
         )
     if file.norms is None:
         raise PolicyError(
-            f"{file.path}: SAEs do not know the median norms of their blocks; name a dictionary of the same model "
-            "by source: norms, or --norms"
+            f"{file.path}: SAEs do not know the median norms of their blocks; name a dictionary of the same "
+            "model by source: norms, or --norms"
         )
     norms = load_dictionary(file.norms)
     saes = {block: load_sae(folder) for block, folder in sorted(file.saes.items())}
