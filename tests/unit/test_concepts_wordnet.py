@@ -133,7 +133,9 @@ def test_labelled_concepts_are_kept_past_their_rank(folder, tmp_path):
 
 def test_rules_must_name_what_exists(folder, tmp_path):
     text = "version: 1\ngroups:\n  w: {label: undesirable, under: [weapon.n.07]}\n"
-    with pytest.raises(ArtifactError, match=r"'weapon.n.07' is in no WordNet; senses of that word: weapon.n.01"):
+    with pytest.raises(
+        ArtifactError, match=r"'weapon.n.07' is in no WordNet; senses of that word: weapon.n.01"
+    ):
         select_concepts(WordNet(folder), rules=rules(tmp_path, text))
 
 
@@ -214,7 +216,9 @@ def test_bad_rows_are_named(tmp_path, line, said):
 def test_shipped_table_is_what_it_says():
     table = shipped_table()
     assert len(table) == 15_000 == len({c.name.lower() for c in table}) == len({c.synset for c in table})
-    assert all(c.gloss and c.paths and c.words[0] == c.name and c.source for c in table if c.synset != "entity.n.01")
+    assert all(
+        c.gloss and c.paths and c.words[0] == c.name and c.source for c in table if c.synset != "entity.n.01"
+    )
     labels = [c.label for c in table]
     assert 800 < labels.count("undesirable") < 1200 and 80 < labels.count("desirable") < 300
     by_name = {c.name: c for c in table}
@@ -243,7 +247,15 @@ def test_default_rules_name_no_synset_twice():
 def test_command_writes_a_table(folder, tmp_path, capsys):
     rules(tmp_path)
     output = tmp_path / "out" / "t.jsonl"
-    command = ["concepts", "--output", str(output), "--wordnet", str(folder), "--rules", str(tmp_path / "rules.yaml")]
+    command = [
+        "concepts",
+        "--output",
+        str(output),
+        "--wordnet",
+        str(folder),
+        "--rules",
+        str(tmp_path / "rules.yaml"),
+    ]
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["concepts"] == len(load_table(output)) and report["labels"]["undesirable"] == {"w": 3}

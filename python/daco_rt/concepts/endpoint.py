@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
@@ -52,6 +52,10 @@ Answer with a JSON array only, one object for each concept, in the same order:
 PROMPT_VERSION = 1
 MAX_ANSWER = 16 << 20
 _AGAIN = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
+
+
+class _Stopped(Exception):
+    """Another worker failed, or the user interrupted."""
 
 
 @dataclass
@@ -135,21 +139,35 @@ class EndpointLabeller:
                 show(f"labelling by {self.model}", total=len(waiting)) as advance,
                 ThreadPoolExecutor(self.workers) as pool,
             ):
-                jobs = [pool.submit(self._label_batch, part, file, advance) for part in batches]
+                jobs = [pool.submit(self._work, part, file, advance) for part in batches]
                 try:
-                    for job in jobs:
-                        job.result()
+                    wait(jobs)
                 except BaseException:
-                    # Workers that sleep before another attempt wake up and end.
                     self._stop.set()
                     pool.shutdown(wait=True, cancel_futures=True)
                     raise
+            failures = [failure for job in jobs if (failure := job.result()) is not None]
+            if failures:
+                raise failures[0]
         source = f"endpoint {self.model}"
         return {
             concept.key: Label(row["label"], row["group"], source, row["reason"])
             for concept in concepts
             if (row := self._known.get(self._key(concept))) is not None
         }
+
+    def _work(self, concepts: Sequence[WordConcept], file: Any, advance: Any) -> BaseException | None:
+        """Label one batch; the first failure ends the others, which wake up if they wait for another attempt."""
+        if self._stop.is_set():
+            return None
+        try:
+            self._label_batch(concepts, file, advance)
+        except _Stopped:
+            return None
+        except Exception as error:
+            self._stop.set()
+            return error
+        return None
 
     def _label_batch(self, concepts: Sequence[WordConcept], file: Any, advance: Any) -> None:
         rows = parse_answer(self._ask(concepts), len(concepts))
@@ -193,7 +211,7 @@ class EndpointLabeller:
             if attempt:
                 self._stop.wait(self._pause(attempt, after))
             if self._stop.is_set():
-                raise DacoError(f"endpoint {address}: stopped")
+                raise _Stopped
             with self._lock:
                 self.asked += 1
             try:
@@ -321,9 +339,10 @@ def _read_cache(path: Path) -> dict[str, Mapping[str, str]]:
         raise ArtifactError(f"{path} cannot be read as a cache of labels: {error}") from error
     known: dict[str, Mapping[str, str]] = {}
     lines = data.split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    # A run that was killed while it wrote leaves a last line without its end; what comes next needs a new line.
+    if lines[-1]:
+        _cut(path, len(data) - len(lines[-1]))
+    for number, line in enumerate(lines[:-1], 1):
         try:
             row = json.loads(line)
             entry = {name: row[name] for name in ("label", "group", "reason")}
@@ -331,10 +350,6 @@ def _read_cache(path: Path) -> dict[str, Mapping[str, str]]:
                 raise ValueError("not a label")
             known[row["key"]] = entry
         except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                # A run that was killed while it wrote leaves half a line; the next label begins a new one.
-                _cut(path, len(data) - len(line))
-                break
             raise ArtifactError(
                 f"{path}, line {number}: no cached label ({error}); remove the line or name another cache"
             ) from error

@@ -172,12 +172,18 @@ def texts_for(
             for template in _SENTENCES
             if "{s}" not in template or concept.plural is not None
         ]
-    order = [("definition", made["definition"][:2]), ("sentence", made["sentence"][:3])]
-    order += [("example", made["example"][:2]), ("definition", made["definition"][2:])]
-    order += [("sentence", made["sentence"][3:]), ("example", made["example"][2:])]
-    # A third definition only after the first seven texts, whether there are examples or not.
-    late = order.pop(3)
-    order.insert(4, late)
+    definitions, examples, sentences = (made[kind] for kind in KINDS)
+    # Where there are fewer than two examples, sentences fill the first seven places.
+    early = 5 - len(examples[:2])
+    order = (
+        ("definition", definitions[:2]),
+        ("sentence", sentences[:3]),
+        ("example", examples[:2]),
+        ("sentence", sentences[3:early]),
+        ("definition", definitions[2:]),
+        ("sentence", sentences[early:]),
+        ("example", examples[2:]),
+    )
     texts: dict[str, TextStimulus] = {}
     for kind, items in order:
         for text, start, end in items:
