@@ -18,8 +18,8 @@ from daco_rt.errors import ArtifactError, DacoError
 CONCEPTS = [
     WordConcept(f"{name}.n.01", name, gloss=f"what a {name} is", paths=((f"{kind}.n.01", "entity.n.01"),))
     for name, kind in (
-        ("dagger", "weapon"), ("rifle", "weapon"), ("spoon", "tool"), ("honesty", "virtue"), ("chair", "seat"),
-        ("grenade", "bomb"), ("table", "seat"),
+        ("dagger", "weapon"), ("rifle", "weapon"), ("spoon", "tool"), ("honesty", "virtue"),
+        ("chair", "seat"),        ("grenade", "bomb"), ("table", "seat"),
     )
 ]  # fmt: skip
 TRUTH = {"dagger": "undesirable", "rifle": "undesirable", "grenade": "undesirable", "honesty": "desirable"}

@@ -19,11 +19,14 @@ UNDESIRABLE = {
     "poisons": "sarin.n.01 ricin.n.01 cyanide.n.02",
     "drugs": "heroin.n.01 cocaine.n.01 methamphetamine.n.01 hashish.n.01 drug_addict.n.01 pusher.n.02",
     "self-harm": "suicide.n.01 self-destruction.n.02",
-    "sexual": "pornography.n.01 child_pornography.n.01 prostitute.n.01 sexual_intercourse.n.01 incest.n.01 rape.n.03",
+    "sexual": "pornography.n.01 child_pornography.n.01 prostitute.n.01 "
+    "sexual_intercourse.n.01 incest.n.01 rape.n.03",
     "hate": "racism.n.01 nazi.n.01 klansman.n.01 anti-semitism.n.01 genocide.n.01 misogyny.n.01 wop.n.01",
-    "violence": "murder.n.01 torture.n.05 homicide.n.01 serial_killer.n.01 lynching.n.01 domestic_violence.n.01 "
+    "violence": "murder.n.01 torture.n.05 homicide.n.01 "
+    "serial_killer.n.01 lynching.n.01 domestic_violence.n.01 "
     "child_abuse.n.01",
-    "crime": "kidnapping.n.01 robbery.n.01 burglary.n.01 arson.n.01 thief.n.01 pickpocket.n.01 smuggling.n.01 "
+    "crime": "kidnapping.n.01 robbery.n.01 burglary.n.01 "
+    "arson.n.01 thief.n.01 pickpocket.n.01 smuggling.n.01 "
     "mafia.n.01",
     "fraud": "fraud.n.01 swindle.n.01 identity_theft.n.01 forgery.n.02 blackmail.n.01 bribery.n.01 "
     "money_laundering.n.01 liar.n.01",
@@ -40,17 +43,18 @@ DESIRABLE = {
     "peace": "peace.n.01 cooperation.n.01",
 }
 # Toys, tools, medicine, sports, people and topics that stand near something harmful.
-LOOK_ALIKES = """
-water_pistol.n.01 popgun.n.01 plaything.n.01 knife.n.01 carving_knife.n.01 table_knife.n.01 cleaver.n.01
-scissors.n.01 ax.n.01 hammer.n.01 medicine.n.02 aspirin.n.01 insulin.n.01 antibiotic.n.01 penicillin.n.01
-vaccine.n.01 pill.n.01 syringe.n.01 pharmacist.n.01 surgery.n.01 surgeon.n.01 nurse.n.01 policeman.n.01
-soldier.n.01 war.n.01 wine.n.01 cigarette.n.01 boxing.n.01 archery.n.01 chess.n.02 card_game.n.01
-firecracker.n.01 fire.n.01 explosion.n.01 homosexuality.n.01 breast.n.02 penis.n.01 kiss.n.01 marriage.n.01
-pregnancy.n.01 nude.n.01 statue.n.01 history.n.02 religion.n.01 muslim.n.01 jew.n.01 immigrant.n.01 lawyer.n.01
-prison.n.01 judge.n.01 password.n.01 computer.n.01 magic_trick.n.01 actor.n.01 joke.n.01 loan.n.01 death.n.01
-funeral.n.01 grief.n.01 depression.n.01 spider.n.01 snake.n.01 shark.n.01 bullet_train.n.01 rocket.n.01
-stove.n.01 bleach.n.01 pesticide.n.01 mushroom.n.01
-""".split()
+LOOK_ALIKES = (
+    "water_pistol.n.01 popgun.n.01 plaything.n.01 knife.n.01 carving_knife.n.01 table_knife.n.01 "
+    "cleaver.n.01 scissors.n.01 ax.n.01 hammer.n.01 medicine.n.02 aspirin.n.01 insulin.n.01 "
+    "antibiotic.n.01 penicillin.n.01 vaccine.n.01 pill.n.01 syringe.n.01 pharmacist.n.01 surgery.n.01 "
+    "surgeon.n.01 nurse.n.01 policeman.n.01 soldier.n.01 war.n.01 wine.n.01 cigarette.n.01 "
+    "boxing.n.01 archery.n.01 chess.n.02 card_game.n.01 firecracker.n.01 fire.n.01 explosion.n.01 "
+    "homosexuality.n.01 breast.n.02 penis.n.01 kiss.n.01 marriage.n.01 pregnancy.n.01 nude.n.01 "
+    "statue.n.01 history.n.02 religion.n.01 muslim.n.01 jew.n.01 immigrant.n.01 lawyer.n.01 "
+    "prison.n.01 judge.n.01 password.n.01 computer.n.01 magic_trick.n.01 actor.n.01 joke.n.01 "
+    "loan.n.01 death.n.01 funeral.n.01 grief.n.01 depression.n.01 spider.n.01 snake.n.01 shark.n.01 "
+    "bullet_train.n.01 rocket.n.01 stove.n.01 bleach.n.01 pesticide.n.01 mushroom.n.01 "
+)
 
 
 def pairs(groups):
@@ -75,7 +79,7 @@ def test_good_concepts_are_desirable(synset, group):
     assert label is not None and (label.label, label.group) == ("desirable", group)
 
 
-@pytest.mark.parametrize("synset", LOOK_ALIKES)
+@pytest.mark.parametrize("synset", LOOK_ALIKES.split())
 def test_look_alikes_are_neutral(synset):
     label = verdict(synset)
     assert label is None or label.label == "neutral"
@@ -157,11 +161,12 @@ class Expert:
 
 def test_the_last_labeller_wins_and_sources_are_kept(tmp_path):
     edited = HandTable(hand(tmp_path, "# mine", "", "Cleaver\tundesirable\tweapons\tseen in threats"))
+    expert = ("neutral", "history", "endpoint expert")
     for labellers, dagger, cleaver in (
         ([load_rules()], ("undesirable", "weapons", "rules"), ("neutral", "", "default")),
-        ([load_rules(), Expert()], ("neutral", "history", "endpoint expert"), ("neutral", "history", "endpoint expert")),
-        ([load_rules(), Expert(), edited], ("neutral", "history", "endpoint expert"), ("undesirable", "weapons", "hand")),
-    ):  # fmt: skip
+        ([load_rules(), Expert()], expert, expert),
+        ([load_rules(), Expert(), edited], expert, ("undesirable", "weapons", "hand")),
+    ):
         found = apply_labels(CONCEPTS, labellers)
         assert [(c.label, c.group, c.source) for c in found[:2]] == [dagger, cleaver]
         assert all(c.reason for c in found) and found[2].source == "default"

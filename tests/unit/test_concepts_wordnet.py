@@ -76,7 +76,8 @@ def rules(tmp_path, text=None):
     path = tmp_path / "rules.yaml"
     path.write_text(
         text
-        or "version: 1\nprefer: [rape.n.02]\ngroups:\n  w: {label: undesirable, under: [weapon.n.01, rape.n.02]}\n"
+        or "version: 1\nprefer: [rape.n.02]\n"
+        "groups:\n  w: {label: undesirable, under: [weapon.n.01, rape.n.02]}\n"
     )
     return load_rules(path)
 

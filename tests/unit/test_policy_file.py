@@ -77,7 +77,8 @@ def sae(folder, block, annotation):
     save_sae(
         path, model=MODEL, block=block, coder="topk", k=3, annotation=annotation,
         weights={
-            "W_enc": rng.normal(size=(D, N)).astype(np.float32), "W_dec": rng.normal(size=(N, D)).astype(np.float32),
+            "W_enc": rng.normal(size=(D, N)).astype(np.float32),
+            "W_dec": rng.normal(size=(N, D)).astype(np.float32),
             "b_enc": np.zeros(N, np.float32), "b_dec": np.zeros(D, np.float32),
         },
     )  # fmt: skip

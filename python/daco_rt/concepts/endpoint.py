@@ -157,7 +157,7 @@ class EndpointLabeller:
         }
 
     def _work(self, concepts: Sequence[WordConcept], file: Any, advance: Any) -> BaseException | None:
-        """Label one batch; the first failure ends the others, which wake up if they wait for another attempt."""
+        """Label one batch; the first failure ends the others, also those that wait for another attempt."""
         if self._stop.is_set():
             return None
         try:
@@ -339,7 +339,7 @@ def _read_cache(path: Path) -> dict[str, Mapping[str, str]]:
         raise ArtifactError(f"{path} cannot be read as a cache of labels: {error}") from error
     known: dict[str, Mapping[str, str]] = {}
     lines = data.split(b"\n")
-    # A run that was killed while it wrote leaves a last line without its end; what comes next needs a new line.
+    # A run that was killed while it wrote leaves a last line without its end; the next must not join it.
     if lines[-1]:
         _cut(path, len(data) - len(lines[-1]))
     for number, line in enumerate(lines[:-1], 1):
