@@ -90,6 +90,11 @@ class PolicySpec:
                 f"{what}: positions {self.positions!r} are unknown"
                 f"{did_you_mean(str(self.positions), POSITIONS)}"
             )
+        if self.condition and self.positions in ("prompt", "image"):
+            raise PolicyError(
+                f"{what}: a condition observes the prompt and steers what comes after it, so positions "
+                f"'{self.positions}' would edit nothing; choose generated, text or all"
+            )
         for label in self.labels:
             if label not in LABELS:
                 raise PolicyError(f"{what}: label {label!r} is unknown{did_you_mean(str(label), LABELS)}")
