@@ -1,5 +1,4 @@
-"""Policies with a condition: the prompt is observed first, and the policy acts only if enough was found in
-it.
+"""Policies with a condition: the prompt is observed first, and the policy acts only if enough was found.
 
 What is found is the removed dose, averaged over the prompt's rows and largest over the policy's blocks.
 Where it exceeds the policy's threshold, the last prompt token is run again under the policy, which then
