@@ -11,6 +11,7 @@ from daco_rt.artifacts import load_dictionary
 from daco_rt.dictionary import dictionary_for
 from daco_rt.errors import PolicyError
 from daco_rt.export import export_model
+from daco_rt.export.verify import verify_bundle
 from daco_rt.runtime import GenerateRequest, Generator
 from daco_rt.runtime.gate import prompt_dose
 from daco_rt.runtime.telemetry import BlockRows
@@ -73,6 +74,12 @@ def test_prompts_in_chunks_pass_the_same_gate(generator: Generator) -> None:
             chunked.generate([ask(PROMPTS[1], name)])[0].token_ids
             == generator.generate([ask(PROMPTS[1], name)])[0].token_ids
         )
+
+
+def test_verification_runs_the_policy_without_its_gate(generator: Generator) -> None:
+    report = verify_bundle(generator.bundle.path, policy="eager", tokens=4)
+    assert report.passed
+    assert "has a condition" in str(report.to_dict())
 
 
 def test_dose_of_a_prompt_is_the_mean_of_observed_rows_and_the_largest_block() -> None:
