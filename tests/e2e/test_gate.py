@@ -15,7 +15,7 @@ from daco_rt.export.verify import verify_bundle
 from daco_rt.runtime import GenerateRequest, Generator
 from daco_rt.runtime.gate import prompt_dose
 from daco_rt.runtime.telemetry import BlockRows
-from daco_rt.steering import build_pack
+from daco_rt.steering import build_pack, steer
 
 POLICIES = """
 version: 1
@@ -100,3 +100,13 @@ def test_a_condition_on_prompt_positions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("version: 1\npolicies: {a: {positions: image, condition: 0.5}}\n")
     with pytest.raises(PolicyError, match="positions 'image' would edit nothing"):
         build_pack(tmp_path / "p.yaml", tmp_path / "pack", dictionary=folder)
+
+
+def test_steering_in_torch_refuses_a_condition(generator: Generator) -> None:
+    transformers = pytest.importorskip("transformers")
+    checkpoint = resolve_checkpoint("internvl", "pocket-internvl")
+    model = transformers.InternVLForConditionalGeneration.from_pretrained(checkpoint.path)
+    pack = generator.session.pack
+    assert pack is not None
+    with pytest.raises(PolicyError, match="'calm' has a condition"), steer(model, pack.path, "calm"):
+        pass
