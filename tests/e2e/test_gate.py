@@ -12,6 +12,7 @@ from daco_rt.dictionary import dictionary_for
 from daco_rt.errors import PolicyError
 from daco_rt.export import export_model
 from daco_rt.export.verify import verify_bundle
+from daco_rt.models import resolve_checkpoint
 from daco_rt.runtime import GenerateRequest, Generator
 from daco_rt.runtime.gate import prompt_dose
 from daco_rt.runtime.telemetry import BlockRows
