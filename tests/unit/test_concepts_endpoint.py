@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from daco_rt.cli import main
-from daco_rt.concepts import WordConcept, load_table, save_table
+from daco_rt.concepts import WordConcept, load_table, save_table, shipped_table
 from daco_rt.concepts.endpoint import PROMPT, EndpointLabeller, parse_answer, prompt_for
 from daco_rt.errors import ArtifactError, DacoError
 
@@ -285,6 +285,12 @@ def test_prompt_names_word_kind_and_definition():
     assert prompt_for(CONCEPTS[:2]).endswith(
         "1. dagger (a kind of weapon): what a dagger is\n2. rifle (a kind of weapon): what a rifle is"
     )
+
+
+def test_every_shipped_concept_can_be_asked_about():
+    text = prompt_for(shipped_table())
+    assert len(re.findall(r"^\d+\. ", text, re.M)) == 15_000
+    assert prompt_for([WordConcept("entity.n.01", "entity", paths=((),))]).endswith("1. entity: ")
 
 
 def test_command_asks_the_endpoint_and_keeps_the_hand_above_it(server, tmp_path, capsys):

@@ -302,7 +302,9 @@ def _text(value: Any) -> str:
 
 
 def _line(number: int, concept: WordConcept) -> str:
-    kind = concept.paths[0][0].partition(".")[0].replace("_", " ") if concept.paths else concept.topic
+    # The root of WordNet has a way up of no steps.
+    above = concept.paths[0][0] if concept.paths and concept.paths[0] else concept.topic
+    kind = above.partition(".")[0].replace("_", " ")
     kind = f" (a kind of {kind})" if kind else ""
     return f"{number}. {concept.name}{kind}: {concept.gloss}"
 
