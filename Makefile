@@ -18,10 +18,10 @@ PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
 export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup export test lint format bench clean
+.PHONY: help setup export test lint format bench bench-peers clean
 
 help: ## show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
 
 setup: $(STAMPS)/install ## compiler, virtual environment, headers, native build
 
@@ -66,10 +66,21 @@ format: $(STAMPS)/venv ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.inl' '*.cu' '*.cuh')
 
-bench: $(STAMPS)/install ## the CPU benchmarks; results as JSON under benchmarks/results
+bench: bench-peers ## the CPU benchmarks; results as JSON under benchmarks/results
 	$(BIN)/python benchmarks/operator_cpu.py
 	$(BIN)/python benchmarks/smol_steered.py
 	$(BIN)/python benchmarks/export_memory.py
+
+bench-peers: $(STAMPS)/install $(STAMPS)/peers ## the part of them that compares with other libraries
+	$(BIN)/python benchmarks/peers_cpu.py
+
+# What we are compared with stays out of our own environment.
+$(STAMPS)/peers: benchmarks/peers/requirements.txt constraints.txt scripts/pip_retry.py
+	@mkdir -p $(STAMPS)
+	test -x build/peers-venv/bin/python || $(PYTHON) -m venv build/peers-venv
+	build/peers-venv/bin/python scripts/pip_retry.py install -q -c constraints.txt torch numpy
+	build/peers-venv/bin/python scripts/pip_retry.py install -q -c constraints.txt -r benchmarks/peers/requirements.txt
+	@touch $@
 
 clean: ## remove what was built (models and bundles stay)
 	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache

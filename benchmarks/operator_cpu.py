@@ -1,19 +1,19 @@
 """The steering operators on the CPU, against the floor and against plain torch.
 
-    python benchmarks/operator_cpu.py            # about three minutes, 4 GB
+    python benchmarks/operator_cpu.py            # about four minutes, 4 GB
     python benchmarks/operator_cpu.py --quick
 
 SteerSae (topk, relu with a tenth of the latents watched) and SteerPursuit (omp) on coherent dictionaries, for
-1, 8 and 64 rows, weights in fp32, bf16 and fp16, one thread and all. Floor: one read of the weights that the
-coder needs, in the same rounds, or its encoder's operations at the speed of torch's fp32 product of matrices
-if that takes longer. Baseline: the same in torch fp32. Caches are cold: each call gets another copy of the
-weights.
+1, 8 and 64 rows, weights in fp32, bf16, fp16 (one row only: the rest is bf16's) and int8, one thread and
+all. Floor: one read of the weights that the coder needs, in the same rounds, or its encoder's operations at
+the speed of torch's fp32 product of matrices if that takes longer. Baseline: the same in torch fp32. Caches
+are cold: each call gets another copy of the weights.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,9 @@ from workloads import SLOT, coherence, coherent_dictionary, mixtures, removing_p
 
 import daco_rt.ops as torch_ops
 from daco_rt.ops import numpy as numpy_ops
+from daco_rt.ops import quantise
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 CODERS = ("topk", "relu", "omp")
 ACTIVE = 64
 """Latents that fire on a row of the ReLU SAE, on average."""
@@ -50,16 +51,24 @@ class Size:
     cold: bool
 
 
-FULL = Size(15_000, 4_096, 32, (1, 8, 64), ("fp32", "bf16", "fp16"), 2.0, 25, 3, True)
-QUICK = Size(700, 256, 8, (1, 4), ("fp32", "bf16"), 0.05, 3, 2, False)
+FULL = Size(15_000, 4_096, 32, (1, 8, 64), ("fp32", "bf16", "fp16", "int8"), 2.0, 25, 3, True)
+QUICK = Size(700, 256, 8, (1, 4), ("fp32", "bf16", "int8"), 0.05, 3, 2, False)
 
 
 class Problem:
-    """The dictionary in as many copies as it takes to keep caches cold, rows, tables and expectations."""
+    """The dictionary in as many copies as it takes to keep caches cold, rows, tables and expectations.
 
-    def __init__(self, size: Size) -> None:
+    A ``quantised`` problem is that of the dictionary that int8 weights stand for.
+    """
+
+    def __init__(self, size: Size, *, quantised: bool = False) -> None:
         self.size = size
         atoms = coherent_dictionary(size.atoms, size.dim)
+        self.scales: np.ndarray | None = None
+        if quantised:
+            codes, scale = quantise(atoms, "int8")
+            self.codes, self.scales = torch.from_numpy(codes), np.stack([scale, scale])
+            atoms = codes * scale[:, None]
         self.z = mixtures(atoms, max(size.rows))
         self.norm = float(np.median(np.linalg.norm(self.z, axis=1)))
         self.tables = removing_policy(atoms, self.norm)
@@ -85,7 +94,7 @@ class Problem:
         """Copies of the dictionary, as many as keep the caches cold."""
         if dtype == "fp32":
             return self.wide
-        narrow = self.atoms.to(DTYPES[dtype])
+        narrow = self.codes if dtype == "int8" else self.atoms.to(DTYPES[dtype])
         return [narrow.clone() for _ in range(self._count(narrow.nbytes))]
 
     def floor_bytes(self, coder: str, dtype: str) -> int:
@@ -132,6 +141,8 @@ def ours(problem: Problem, coder: str, copies: list[Any], rows: int, **how: Any)
     ops: Any = torch_ops if tensors else numpy_ops
     z, slots = give(problem.z[:rows]), give(problem.slots[:rows])
     tables = {name: give(a) for name, a in problem.tables.operands().items()}
+    if problem.scales is not None:
+        tables["scales"] = give(problem.scales)
     bias, k = give(problem.bias[coder]), problem.size.k
     if coder == "omp":
         gram = problem.gram if tensors else problem.gram.numpy()
@@ -186,15 +197,15 @@ def judge(problem: Problem, coder: str, result: Any, baseline: torch.Tensor) -> 
     return Check(check.passed and off <= bound, f"{check.detail}; baseline {off:.1e} of |z| away")
 
 
-def measure(problem: Problem, reader: Reader, peak: dict[int, float]) -> Iterator[Row]:
+def measure(problem: Problem, dtypes: Iterable[str], reader: Reader, peak: dict[int, float]) -> Iterator[Row]:
     """Yield a row a case; results are checked first, then timed in turns with floor and baseline."""
     size = problem.size
-    for dtype in size.dtypes:
+    for dtype in dtypes:
         tensors = problem.copies(dtype)
         arrays = [as_numpy(copy) for copy in tensors]
         for threads in sorted({1, cores()}):
             for coder in CODERS:
-                for rows in size.rows:
+                for rows in size.rows if dtype != "fp16" else size.rows[:1]:
                     host = ours(problem, coder, arrays, rows, threads=threads)
                     yield timed(problem, reader, peak, coder, dtype, rows, threads, "numpy", host)
                 if dtype == "bf16":
@@ -280,8 +291,10 @@ def targets(rows: list[Row]) -> list[Target]:
     return [
         goal("omp T = 1 fp32, over the floor", 1.15, over_floor(find(omp, "fp32", 1)), at_least=False),
         goal("omp T = 1 bf16, over the floor", 1.25, over_floor(find(omp, "bf16", 1)), at_least=False),
+        goal("omp T = 1 int8, over the floor", 1.4, over_floor(find(omp, "int8", 1)), at_least=False),
         goal("topk T = 1 bf16, over the floor", 1.25, over_floor(find(topk, "bf16", 1)), at_least=False),
         goal("topk T = 1 bf16, faster than torch fp32", 2.5, faster(find(topk, "bf16", 1)), at_least=True),
+        goal("topk T = 1 int8, faster than torch fp32", 4.0, faster(find(topk, "int8", 1)), at_least=True),
         goal("topk T = 8 fp32, faster than torch fp32", 2.5, faster(find(topk, "fp32", 8)), at_least=True),
         goal("topk T = 8 bf16, faster than torch fp32", 2.5, faster(find(topk, "bf16", 8)), at_least=True),
         *(
@@ -314,7 +327,9 @@ def main() -> int:
         "rotated_bytes": len(problem.wide) * problem.wide[0].nbytes,
         "peak_gflops": {str(n): round(flops / 1e9, 1) for n, flops in peak.items()},
     }
-    report.rows.extend(measure(problem, reader, peak))
+    report.rows.extend(measure(problem, [d for d in size.dtypes if d != "int8"], reader, peak))
+    del problem
+    report.rows.extend(measure(Problem(size, quantised=True), ["int8"], reader, peak))
     settings["floor_read_by"] = {str(n): reader.way(n) for n in threads}
     if not options.quick:
         report.targets = targets(report.rows)

@@ -7,96 +7,23 @@ namespace daco {
 namespace cpu {
 namespace {
 
-constexpr int64_t kStripe = 16;  // atoms that all rows visit while they stay in the second-level cache
-
-// Dot products of A atoms with R rows: each loaded vector of weights serves R rows. One accumulator a
-// pair, so that the order of a sum does not depend on A and R.
-template <int A, int R, class T>
-DACO_INLINE void dot_block(const T* const* w, const float* const* x, int64_t d, float (*out)[R]) {
-  V sum[A][R];
-#pragma GCC unroll 8
-  for (int a = 0; a < A; ++a) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) sum[a][r] = zero();
-  }
-  int64_t c = 0;
-  for (; c + kLanes <= d; c += kLanes) {
-    V row[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) row[r] = load(x[r] + c);
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) {
-      const V weight = load(w[a] + c);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sum[a][r] = fused(weight, row[r], sum[a][r]);
-    }
-  }
-  if (c < d) {
-#pragma GCC unroll 8
-    for (int a = 0; a < A; ++a) {
-      const V weight = load_first(w[a] + c, d - c);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sum[a][r] = fused(weight, load_first(x[r] + c, d - c), sum[a][r]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int a = 0; a < A; ++a) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) out[a][r] = total(sum[a][r]);
-  }
-}
-
 template <class T>
-struct Atoms {
-  const T* w;
-  const int32_t* index;
-  const float* bias;
-  int64_t d;
-
-  int64_t at(int64_t i) const { return index != nullptr ? index[i] : i; }
-};
-
-template <int A, int R, class T>
-__attribute__((noinline)) void dots_of(const Atoms<T>& atoms, int64_t first, const float* const* x,
-                                       float* const* y) {
-  const T* w[A];
-  for (int a = 0; a < A; ++a) w[a] = atoms.w + atoms.at(first + a) * atoms.d;
-  float out[A][R];
-  dot_block<A, R>(w, x, atoms.d, out);
-  for (int a = 0; a < A; ++a) {
-    const float bias = atoms.bias != nullptr ? atoms.bias[atoms.at(first + a)] : 0.f;
-    for (int r = 0; r < R; ++r) y[r][first + a] = out[a][r] + bias;
-  }
+void widen(const void* x, float* y, int64_t n) {
+  const T* p = static_cast<const T*>(x);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(y + i, load(p + i));
+  if (i < n) store_first(y + i, load_first(p + i, n - i), n - i);
 }
 
-// Atoms [begin, end) against R rows.
-template <int A, int R, class T>
-DACO_INLINE void stripe(const Atoms<T>& atoms, int64_t begin, int64_t end, const float* const* x,
-                        float* const* y) {
-  int64_t i = begin;
-  for (; i + A <= end; i += A) dots_of<A, R>(atoms, i, x, y);
-  for (; i < end; ++i) dots_of<1, R>(atoms, i, x, y);
-}
+}  // namespace
+}  // namespace cpu
+}  // namespace daco
 
-template <class T>
-void dots(const void* w, const int32_t* index, int64_t begin, int64_t end, int64_t d, const float* bias,
-          const float* const* x, int64_t rows, float* const* y) {
-  const Atoms<T> atoms{static_cast<const T*>(w), index, bias, d};
-  if (rows == 1) {
-    stripe<kLoneRowAtoms, 1>(atoms, begin, end, x, y);
-    return;
-  }
-  for (int64_t i = begin; i < end; i += kStripe) {
-    const int64_t stop = i + kStripe < end ? i + kStripe : end;
-    int64_t r = 0;
-    for (; r + kRowTile <= rows; r += kRowTile) stripe<kAtomTile, kRowTile>(atoms, i, stop, x + r, y + r);
-    if (kRowTile > 2 && r + 2 <= rows) {
-      stripe<kAtomTile, 2>(atoms, i, stop, x + r, y + r);
-      r += 2;
-    }
-    if (r < rows) stripe<kLoneRowAtoms, 1>(atoms, i, stop, x + r, y + r);
-  }
-}
+#include "cpu/dots.inl"
+
+namespace daco {
+namespace cpu {
+namespace {
 
 template <class T>
 void accumulate(float* y, const void* w, int64_t d, const int32_t* index, const float* coefficient,
@@ -153,14 +80,6 @@ double sum_squared_differences(const float* x, const float* y, int64_t n) {
 }
 
 template <class T>
-void widen(const void* x, float* y, int64_t n) {
-  const T* p = static_cast<const T*>(x);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(y + i, load(p + i));
-  if (i < n) store_first(y + i, load_first(p + i, n - i), n - i);
-}
-
-template <class T>
 void narrow(const float* x, void* y, int64_t n) {
   T* p = static_cast<T*>(y);
   int64_t i = 0;
@@ -210,6 +129,21 @@ void scale(float* x, float factor, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] *= factor;
 }
 
+// The first entry that is (in absolute value) `value`.
+template <bool absolute>
+Peak first_of(const float* x, int64_t n, float value) {
+  const V wanted = all(value);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const uint32_t hit = where_equal(absolute ? magnitude(load(x + i)) : load(x + i), wanted);
+    if (hit != 0) return {i + __builtin_ctz(hit), value};
+  }
+  for (; i < n; ++i) {
+    if ((absolute ? __builtin_fabsf(x[i]) : x[i]) == value) return {i, value};
+  }
+  return {-1, value};
+}
+
 template <bool absolute>
 Peak find_peak(const float* x, int64_t n) {
   const float lowest = -__builtin_inff();
@@ -221,15 +155,7 @@ Peak find_peak(const float* x, int64_t n) {
     const float v = absolute ? __builtin_fabsf(x[i]) : x[i];
     value = v > value ? v : value;
   }
-  const V wanted = all(value);
-  for (i = 0; i + kLanes <= n; i += kLanes) {
-    const uint32_t hit = where_equal(absolute ? magnitude(load(x + i)) : load(x + i), wanted);
-    if (hit != 0) return {i + __builtin_ctz(hit), value};
-  }
-  for (; i < n; ++i) {
-    if ((absolute ? __builtin_fabsf(x[i]) : x[i]) == value) return {i, value};
-  }
-  return {-1, lowest};
+  return first_of<absolute>(x, n, value);
 }
 
 Peak peak(const float* x, int64_t n, bool absolute) {
@@ -257,6 +183,29 @@ int64_t collect_above(const float* x, int64_t n, float level, int32_t first, int
   return found;
 }
 
+// Plain loops: the compiler makes vectors of them for the instruction set of the file.
+void add_doubles(double* __restrict y, const double* __restrict x, double factor, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] += factor * x[i];
+}
+
+void add_widened(double* __restrict y, const float* __restrict x, double factor, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] += factor * static_cast<double>(x[i]);
+}
+
+double dot_doubles(const double* x, const double* y, int64_t n) {
+  constexpr int64_t kSums = 16;
+  double sum[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= n; i += kSums) {
+    for (int64_t j = 0; j < kSums; ++j) sum[j] += x[i + j] * y[i + j];
+  }
+  for (int64_t j = 0; i < n; ++i, ++j) sum[j] += x[i] * y[i];
+  for (int64_t half = kSums / 2; half > 0; half /= 2) {
+    for (int64_t j = 0; j < half; ++j) sum[j] += sum[j + half];
+  }
+  return sum[0];
+}
+
 void mark_watched(const float* gain, const float* boost, const uint8_t* undesirable, uint8_t* seen,
                   int64_t n) {
   if (gain != nullptr) {
@@ -271,17 +220,29 @@ void mark_watched(const float* gain, const float* boost, const uint8_t* undesira
 }
 
 }  // namespace
+}  // namespace cpu
+}  // namespace daco
+
+#include "cpu/remaining.inl"
+
+namespace daco {
+namespace cpu {
 
 const Kernels DACO_KERNELS = {
     {{dots<float>, accumulate<float>, sum_squares<float>, widen<float>, narrow<float>, finite_fp32},
      {dots<Half>, accumulate<Half>, sum_squares<Half>, widen<Half>, narrow<Half>, finite_fp16},
-     {dots<Bfloat>, accumulate<Bfloat>, sum_squares<Bfloat>, widen<Bfloat>, narrow<Bfloat>, finite_bf16}},
+     {dots<Bfloat>, accumulate<Bfloat>, sum_squares<Bfloat>, widen<Bfloat>, narrow<Bfloat>, finite_bf16},
+     {dots<int8_t>, accumulate<int8_t>, sum_squares<int8_t>, widen<int8_t>, nullptr, nullptr}},
     sum_squared_differences,
     add_scaled,
     scale,
     peak,
     collect_above,
     mark_watched,
+    {remaining<float>, remaining<Half>},
+    add_doubles,
+    add_widened,
+    dot_doubles,
 };
 
 }  // namespace cpu

@@ -97,6 +97,11 @@ void LeastSquares::solve_passive(const bool* passive, double* solution) {
   for (int32_t i = 0; i < n_; ++i) {
     if (passive[i]) member[count++] = i;
   }
+  if (count == n_) {  // the usual case: all atoms are in, and their factors are there
+    std::copy(forward_, forward_ + n_, solution);
+    backward(factor_, k_, n_, solution);
+    return;
+  }
   for (int32_t i = 0; i < count; ++i) {
     for (int32_t j = 0; j <= i; ++j) {
       part_[i * k_ + j] = gram_[member[i] * k_ + member[j]];

@@ -10,6 +10,8 @@
 #include <cstring>
 #include <limits>
 
+#include "cpu/dictionary.h"
+
 namespace daco {
 namespace cpu {
 namespace {
@@ -24,29 +26,13 @@ struct Entries {
   float diagonal;
 };
 
-// SteerPursuit's matrix hides the number of the same name.
-int64_t atoms_of(const Rows& rows) { return rows.atoms; }
-
-const void* row_of(const void* matrix, DType t, int64_t row, int64_t width) {
-  return static_cast<const char*>(matrix) + row * width * static_cast<int64_t>(size_of(t));
-}
-
-// out[i] = left[j] . right[index[i]] for i < n: entries of G from its definition.
-void dot_products(const SteerPursuit& op, const Kernels& kernels, const void* left, int64_t j,
-                  const void* right, const int32_t* index, int32_t n, float* atom, float* out) {
-  const TypedKernels& weights = kernels.of(op.weight);
-  weights.widen(row_of(left, op.weight, j, op.dim), atom, op.dim);
-  const float* const x[] = {atom};
-  float* const y[] = {out};
-  weights.dots(right, index, 0, n, op.dim, nullptr, x, 1, y);
-}
+bool takes_both_signs(const SteerPursuit& op) { return op.sign == PursuitSign::kSigned; }
 
 Entries gram_entries(const SteerPursuit& op, const Kernels& kernels, const Pursuit& row, int64_t j,
                      const PursuitScratch& scratch) {
   const int32_t n = row.fit.size();
-  const int64_t m = atoms_of(op);
-  // One matrix in both roles makes G symmetric to the bit.
-  const bool symmetric = op.analysis == op.atoms;
+  const int64_t m = op.atoms;
+  const bool symmetric = is_symmetric(op);
   float* across = scratch.cross;
   float* down = symmetric ? across : across + op.k;
   if (op.gram != nullptr && op.gram_dtype == DType::kF32) {
@@ -59,9 +45,9 @@ Entries gram_entries(const SteerPursuit& op, const Kernels& kernels, const Pursu
   }
   const auto self = static_cast<int32_t>(j);
   float diagonal;
-  dot_products(op, kernels, op.analysis, j, op.atoms, &self, 1, scratch.atom, &diagonal);
-  dot_products(op, kernels, op.analysis, j, op.atoms, row.index, n, scratch.atom, across);
-  if (!symmetric) dot_products(op, kernels, op.atoms, j, op.analysis, row.index, n, scratch.atom, down);
+  gram_row(op, kernels, j, &self, 1, scratch.atom, &diagonal);
+  gram_row(op, kernels, j, row.index, n, scratch.atom, across);
+  if (!symmetric) gram_column(op, kernels, j, row.index, n, scratch.atom, down);
   return {down, across, diagonal};
 }
 
@@ -71,7 +57,9 @@ float first_correlation(const SteerPursuit& op, const Kernels& kernels, const Pu
   float out;
   const float* const x[] = {row.x};
   float* const y[] = {&out};
-  kernels.of(op.weight).dots(op.analysis, &atom, 0, 1, op.dim, op.bias, x, 1, y);
+  Encoder encoder = analysis_of(op);
+  encoder.index = &atom;
+  encode_range(kernels, encoder, 0, 1, x, 1, y);
   return out;
 }
 
@@ -93,19 +81,18 @@ void refit(const SteerPursuit& op, Pursuit* row) {
 bool stands_out(const SteerPursuit& op, const Pursuit& row, const Entries& entries, int32_t n, float target) {
   double correlation = target;
   for (int32_t i = 0; i < n; ++i) correlation -= static_cast<double>(row.code[i]) * entries.row[i];
-  if (op.sign == PursuitSign::kSigned) correlation = std::fabs(correlation);
+  if (takes_both_signs(op)) correlation = std::fabs(correlation);
   return correlation > kSmallestCorrelation * row.norm;
 }
 
 // Chooses the next atom and refits; false when pursuit is over. `start` is null where first correlations are
-// not kept.
-bool extend(const SteerPursuit& op, const Kernels& kernels, float* correlation, float* start, Pursuit* row,
-            const PursuitScratch& scratch) {
+// not kept; `best` is the peak of `correlation`.
+bool extend(const SteerPursuit& op, const Kernels& kernels, float* correlation, float* start, Peak best,
+            Pursuit* row, const PursuitScratch& scratch) {
   constexpr float kBarred = std::numeric_limits<float>::quiet_NaN();
   // Against a zero row every correlation that a bias leaves is infinitely large; its code is empty.
   if (!(row->norm > 0)) return false;
-  for (;;) {
-    const Peak best = kernels.peak(correlation, atoms_of(op), op.sign == PursuitSign::kSigned);
+  for (;; best = kernels.peak(correlation, op.atoms, takes_both_signs(op))) {
     if (best.index < 0 || !(best.value > kSmallestCorrelation * row->norm)) return false;
     const int64_t j = best.index;
     const float target = start != nullptr ? start[j] : first_correlation(op, kernels, *row, j);
@@ -132,9 +119,9 @@ bool extend(const SteerPursuit& op, const Kernels& kernels, float* correlation, 
   }
 }
 
-void find_residual(const SteerPursuit& op, const Kernels& kernels, const Pursuit& row, float* residual) {
-  std::memcpy(residual, row.x, static_cast<size_t>(op.dim) * sizeof(float));
-  kernels.of(op.weight).accumulate(residual, op.atoms, op.dim, row.index, row.negative, row.fit.size());
+void find_residual(const SteerPursuit& op, const Kernels& kernels, const Pursuit& row,
+                   const PursuitScratch& scratch, float* residual) {
+  find_residual(op, kernels, row.x, row.index, row.negative, row.fit.size(), scratch.cross, residual);
 }
 
 bool small_enough(const SteerPursuit& op, const Kernels& kernels, const Pursuit& row, const float* residual) {
@@ -152,24 +139,25 @@ void begin(const SteerPursuit& op, const float* x, double norm, Pursuit* row) {
   row->fit.reset(row->memory, op.k);
   row->running = true;
   if (op.gram == nullptr) {
-    std::memset(row->barred, 0, static_cast<size_t>(barred_words(atoms_of(op))) * sizeof(uint64_t));
+    std::memset(row->barred, 0, static_cast<size_t>(barred_words(op.atoms)) * sizeof(uint64_t));
   }
 }
 
 void pursue(const SteerPursuit& op, const Kernels& kernels, float* start, Pursuit* row,
             const PursuitScratch& scratch) {
+  const bool absolute = takes_both_signs(op);
   float* correlation = start;
+  Peak best = kernels.peak(start, op.atoms, absolute);
   while (row->fit.size() < op.k) {
     if (op.tol > 0) {
-      find_residual(op, kernels, *row, scratch.residual);
+      find_residual(op, kernels, *row, scratch, scratch.residual);
       if (small_enough(op, kernels, *row, scratch.residual)) return;
     }
-    if (!extend(op, kernels, correlation, start, row, scratch)) return;
+    if (!extend(op, kernels, correlation, start, best, row, scratch)) return;
     if (row->fit.size() == op.k) return;
     correlation = scratch.correlation;
-    std::memcpy(correlation, start, static_cast<size_t>(atoms_of(op)) * sizeof(float));
-    kernels.of(op.gram_dtype)
-        .accumulate(correlation, op.gram, atoms_of(op), row->index, row->negative, row->fit.size());
+    best = kernels.remaining[static_cast<int>(op.gram_dtype)](
+        start, op.gram, op.atoms, row->index, row->negative, row->fit.size(), correlation, absolute);
   }
 }
 
@@ -179,19 +167,20 @@ void pursue_step(const SteerPursuit& op, const Kernels& kernels, float* correlat
   // Before the first choice the residual is the row itself.
   const float* left = row->fit.size() == 0 ? row->x : residual;
   if (op.tol > 0 && small_enough(op, kernels, *row, left)) return;
-  for (int64_t word = 0; word < barred_words(atoms_of(op)); ++word) {
+  for (int64_t word = 0; word < barred_words(op.atoms); ++word) {
     for (uint64_t bits = row->barred[word]; bits != 0; bits &= bits - 1) {
       correlation[word * 64 + __builtin_ctzll(bits)] = std::numeric_limits<float>::quiet_NaN();
     }
   }
-  if (!extend(op, kernels, correlation, nullptr, row, scratch)) return;
+  const Peak best = kernels.peak(correlation, op.atoms, takes_both_signs(op));
+  if (!extend(op, kernels, correlation, nullptr, best, row, scratch)) return;
   if (row->fit.size() == op.k) return;
-  find_residual(op, kernels, *row, residual);
+  find_residual(op, kernels, *row, scratch, residual);
   row->running = true;
 }
 
 SparseCode finish(const SteerPursuit& op, Pursuit* row) {
-  const bool both_signs = op.sign == PursuitSign::kSigned;
+  const bool both_signs = takes_both_signs(op);
   SparseCode code{row->index, row->code, 0};
   for (int32_t i = 0; i < row->fit.size(); ++i) {
     const float c = row->code[i];

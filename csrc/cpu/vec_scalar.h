@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "cpu/heuristics.h"
 #include "cpu/kernels.h"
 
 #define DACO_INLINE inline __attribute__((always_inline))
@@ -16,9 +17,7 @@ namespace cpu {
 namespace {
 
 constexpr int kLanes = 4;
-constexpr int kAtomTile = 4;  // atoms and rows of one register block of dots()
-constexpr int kRowTile = 2;
-constexpr int kLoneRowAtoms = 4;  // atoms a register block when there is one row
+constexpr Tile kTile = kScalarTile;
 
 typedef float V __attribute__((vector_size(16)));
 typedef uint32_t Bits __attribute__((vector_size(16)));
@@ -64,6 +63,11 @@ DACO_INLINE V load(const Half* p) {
   const Bits magnitude =
       (bits_of(tiny) & is_tiny) | (special & is_special) | (normal & ~(is_tiny | is_special));
   return from_bits(magnitude | ((h & 0x8000u) << 16));
+}
+
+DACO_INLINE V load(const int8_t* p) {
+  return V{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+           static_cast<float>(p[3])};
 }
 
 // The first n < kLanes elements, zeros behind them.
@@ -117,6 +121,10 @@ DACO_INLINE V times(V a, V b) { return a * b; }
 DACO_INLINE V minus(V a, V b) { return a - b; }
 DACO_INLINE V magnitude(V v) { return from_bits(bits_of(v) & 0x7fffffffu); }
 DACO_INLINE float total(V v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+// out[i] = total(v[i]), to the bit.
+DACO_INLINE void eight_totals(const V* v, float* out) {
+  for (int i = 0; i < 8; ++i) out[i] = total(v[i]);
+}
 
 // The larger of a and b; b where a is NaN.
 DACO_INLINE V larger(V a, V b) {

@@ -1,6 +1,7 @@
 """The operator contract as tables: which operands a steered block has, their dtypes and shapes, and checks.
 
-m atoms (latents of an SAE, concepts of a dictionary), d width, P slots including 0 (off) and 1 (observe).
+m atoms (latents of an SAE, concepts of a dictionary, the rank of an affine edit), d width, P slots including
+0 (off) and 1 (observe).
 """
 
 from __future__ import annotations
@@ -12,19 +13,26 @@ import numpy as np
 
 from daco_rt.errors import ArtifactError
 
-CODERS = {"sae": ("topk", "relu", "jumprelu", "none"), "pursuit": ("omp", "elastic_net")}
+CODERS = {
+    "sae": ("topk", "relu", "jumprelu", "none"),
+    "pursuit": ("omp", "elastic_net"),
+    # An affine edit has no code; what stands here is its phi. Packs have no clamped ones.
+    "affine": ("identity", "relu"),
+}
 SIGNS = ("positive", "signed", "nnls")
 MAX_PURSUIT_K = 64
 
-DTYPE_LABELS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+DTYPE_LABELS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "I8": "int8"}
 
-_FLOAT, _WEIGHT, _GRAM, _BOOL = ("F32",), ("F32", "F16", "BF16"), ("F32", "F16"), ("BOOL",)
+_FLOAT, _WEIGHT, _GRAM, _BOOL = ("F32",), ("F32", "F16", "BF16", "I8"), ("F32", "F16"), ("BOOL",)
+_PLAIN = _WEIGHT[:3]
 _EDIT: dict[str, tuple[tuple[str, ...], str]] = {
     "gain": (_FLOAT, "Pm"),
     "boost": (_FLOAT, "Pm"),
     "undesirable": (_BOOL, "Pm"),
     "shift": (_FLOAT, "Pd"),
     "limits": (_FLOAT, "P4"),
+    "scales": (_FLOAT, "2m"),
 }
 # Operand → allowed dtypes and shape letters, in the operator's order.
 OPERANDS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
@@ -42,11 +50,18 @@ OPERANDS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
         "atoms": (_WEIGHT, "md"),
         **_EDIT,
     },
+    "affine": {
+        "a": (_PLAIN, "Pmd"),
+        "a_bias": (_FLOAT, "Pm"),
+        "b": (_PLAIN, "Pdm"),
+        "shift": (_FLOAT, "Pd"),
+        "limits": (_FLOAT, "P4"),
+    },
 }
-OPTIONAL = frozenset({"threshold", "boost", "gram"})
+OPTIONAL = frozenset({"threshold", "boost", "gram", "scales"})
 # A missing one of these is read as an empty array; a missing gram is left out, for the host to build.
 EMPTY_WHEN_ABSENT = frozenset({"threshold", "boost"})
-MATRICES = {"sae": ("enc", "dec"), "pursuit": ("analysis", "atoms")}
+MATRICES = {"sae": ("enc", "dec"), "pursuit": ("analysis", "atoms"), "affine": ("a", "b")}
 
 Spec = tuple[str, tuple[int, ...]]
 
@@ -67,7 +82,7 @@ def check_specs(op: str, specs: Mapping[str, Spec], where: str) -> Sizes:
 
     Parameters
     ----------
-    op : "sae" or "pursuit".
+    op : "sae", "pursuit" or "affine".
     specs : operand → (safetensors dtype, shape); empty optional operands are left out.
     where : the beginning of the error's sentence.
 
@@ -83,17 +98,17 @@ def check_specs(op: str, specs: Mapping[str, Spec], where: str) -> Sizes:
     if unknown or missing:
         what = f"unknown operand '{unknown[0]}'" if unknown else f"operand '{missing[0]}' is missing"
         raise ArtifactError(f"{where}: {what}; {op} takes {', '.join(contract)}")
-    for name in (first, "gain"):
-        if len(specs[name][1]) != 2 or 0 in specs[name][1]:
-            raise ArtifactError(
-                f"{where}: '{name}' must be a matrix with elements, got {list(specs[name][1])}"
-            )
-    (m, d), slots = specs[first][1], specs["gain"][1][0]
+    table = "a" if op == "affine" else "gain"  # the operand that says how many slots there are
+    for name in dict.fromkeys((first, table)):
+        if len(specs[name][1]) != len(contract[name][1]) or 0 in specs[name][1]:
+            what = "a matrix" if len(contract[name][1]) == 2 else "a matrix a slot"
+            raise ArtifactError(f"{where}: '{name}' must be {what} with elements, got {list(specs[name][1])}")
+    (m, d), slots = specs[first][1][-2:], specs[table][1][0]
     if slots < 2:
         raise ArtifactError(
-            f"{where}: 'gain' must have a row a slot, off and observe included, got {slots} rows"
+            f"{where}: '{table}' must have a row a slot, off and observe included, got {slots} rows"
         )
-    lengths = {"m": m, "d": d, "P": slots, "4": 4}
+    lengths = {"m": m, "d": d, "P": slots, "2": 2, "4": 4}
     for name, (dtype, shape) in specs.items():
         dtypes, letters = contract[name]
         expected = tuple(lengths[letter] for letter in letters)
@@ -109,6 +124,10 @@ def check_specs(op: str, specs: Mapping[str, Spec], where: str) -> Sizes:
             f"{where}: '{first}' and '{second}' must have one dtype, got {specs[first][0]} and "
             f"{specs[second][0]}"
         )
+    quantised = specs[first][0] == "I8"
+    if quantised != ("scales" in specs):
+        needs = "needs 'scales' [2, m]" if quantised else "takes no 'scales', they belong to I8 matrices"
+        raise ArtifactError(f"{where}: '{first}' of dtype {specs[first][0]} {needs}")
     return Sizes(m, d, slots, specs[first][0], tuple(name for name in contract if name in specs))
 
 
@@ -136,6 +155,8 @@ def check_attributes(
     for name, value, top in (("tol", tol, np.inf), ("tau", tau, 1.0), ("alpha", alpha, np.inf)):
         if type(value) not in (int, float) or not 0 <= value <= top or not np.isfinite(value):
             raise ArtifactError(f"{where}: {name} must be a finite number from 0 to {top:g}, got {value!r}")
+    if coder == "elastic_net" and alpha == 0:
+        raise ArtifactError(f"{where}: alpha must be above 0 with coder elastic_net, got {alpha!r}")
 
 
 def check_k(coder: str, k: int, atoms: int, where: str) -> None:
@@ -177,6 +198,8 @@ def check_values(name: str, array: np.ndarray, where: str) -> None:
             f"{where}: '{name}' holds a value that is {value} at {place}; only finite weights are "
             "accepted: make it again"
         )
+    if name == "scales" and (array <= 0).any():
+        raise ArtifactError(f"{where}: 'scales' must be above 0; make it again")
     if name == "limits":
         if (array[:, 0] < 0).any():
             raise ArtifactError(f"{where}: 'limits' has a negative deadband; use 0 for none")
@@ -187,6 +210,8 @@ def check_values(name: str, array: np.ndarray, where: str) -> None:
 def first_bad(array: np.ndarray) -> int | None:
     """Return the flat index of the first NaN, Inf or broken bool, or None. Reads 4 MiB at a time."""
     flat = array.reshape(-1)
+    if array.dtype == np.int8:
+        return None  # every byte is a number
     if array.dtype == np.bool_:
         raw, mask, limit = flat.view(np.uint8), 0xFE, None
     elif array.dtype.itemsize == 4:

@@ -1,8 +1,8 @@
 """Policies, packs, and steering of a Hugging Face model.
 
 - :class:`PolicySpec` says in words what a policy edits;
-- :func:`compile_pursuit_pack`, :func:`compile_sae_pack`, :func:`compile_actadd_pack` turn policies and a
-  dictionary, SAEs or directions into a pack;
+- :func:`compile_pursuit_pack`, :func:`compile_sae_pack`, :func:`compile_actadd_pack`,
+  :func:`compile_affine_pack` turn policies and a dictionary, SAEs or directions into a pack;
 - :func:`read_policies`, :func:`build_pack` do the same from a YAML file;
 - :func:`steer` runs a torch model under a pack (loads torch on first use).
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from daco_rt.steering.compile import compile_actadd_pack, compile_pursuit_pack
+from daco_rt.steering.compile_affine import compile_affine_pack
 from daco_rt.steering.compile_sae import compile_sae_pack
 from daco_rt.steering.policy import PolicySpec
 from daco_rt.steering.policy_file import PolicyFile, build_pack, read_policies
@@ -25,6 +26,7 @@ __all__ = [
     "Steering",
     "build_pack",
     "compile_actadd_pack",
+    "compile_affine_pack",
     "compile_pursuit_pack",
     "compile_sae_pack",
     "read_policies",
