@@ -293,7 +293,7 @@ def save_pack(
             slots=sizes.slots,
             dtype=DTYPE_LABELS[sizes.dtype],
             blocks=blocks,
-            policies=[dataclasses.asdict(policy) for policy in policies],
+            policies=[policy.row() for policy in policies],
             default_policy=default_policy,
             median_norm=norms,
             recipe=dict(recipe or {}),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,9 @@ class Policy:
 
     ``slot`` ≥ 2 is the row of gain, boost, undesirable, shift and limits; ``positions`` says which tokens are
     steered: "generated" (the last prompt token and every decoded one), "prompt", "image", "text", or "all"
-    (all but position 0); ``blocks`` are the decoder blocks it edits.
+    (all but position 0); ``blocks`` are the decoder blocks it edits. With ``condition`` > 0 the prompt
+    is observed first, and the policy acts only on requests whose mean removed dose, largest over the blocks,
+    exceeds it.
     """
 
     name: str
@@ -27,6 +31,14 @@ class Policy:
     positions: str
     blocks: tuple[int, ...]
     description: str = ""
+    condition: float = 0.0
+
+    def row(self) -> dict[str, Any]:
+        """The policy as the manifest keeps it; the condition only where there is one."""
+        row = asdict(self)
+        if not self.condition:
+            del row["condition"]
+        return row
 
 
 def check_policies(
@@ -59,6 +71,13 @@ def check_policies(
             raise PolicyError(
                 f"{what}: positions must be one of {', '.join(POSITIONS)}, got {policy.positions!r}"
             )
+        condition = policy.condition
+        if (
+            isinstance(condition, bool)
+            or not isinstance(condition, (int, float))
+            or not 0 <= condition < math.inf
+        ):
+            raise PolicyError(f"{what}: condition must be a number from 0, got {condition!r}")
         if list(policy.blocks) != sorted(set(policy.blocks)) or not policy.blocks:
             raise PolicyError(f"{what}: blocks must be unique and ascending, got {list(policy.blocks)}")
         outside = sorted(set(policy.blocks) - set(blocks))

@@ -33,7 +33,6 @@ validation split. The safest pair that keeps the capability is written.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options on ``parser``."""
-    parser.epilog = EPILOG
     parser.add_argument("sae", help="an SAE folder, ours or SAELens's")
     parser.add_argument("--dictionary", required=True, metavar="DIR", help="labelled concept dictionary")
     parser.add_argument(

@@ -20,7 +20,6 @@ The answer streams to standard output; what steering did goes to standard error 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options on ``parser``."""
-    parser.epilog = EPILOG
     parser.add_argument("bundle", help="a folder written by daco-rt export")
     parser.add_argument(
         "--prompt", required=True, metavar="TEXT", help="the question; - reads standard input"

@@ -47,7 +47,6 @@ _OPTIONS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options on ``parser``."""
-    parser.epilog = EPILOG
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--blocks", metavar="LIST", help="15-19 or 3,5 (default: all of the store's)")
     parser.add_argument("--force", action="store_true", help="replace what is there, discard unfinished runs")

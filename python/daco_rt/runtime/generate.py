@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from daco_rt.errors import DacoError, UnsupportedError
 from daco_rt.runtime.cache import cache_length
+from daco_rt.runtime.gate import gated_prefill
 from daco_rt.runtime.onnx_session import Library, OnnxSession, Step
 from daco_rt.runtime.policies import Chosen, choose_policy
 from daco_rt.runtime.positions import right_padded, token_slots
@@ -168,7 +169,10 @@ class Generator:
         batch = self.prepare_batch(requests)
         session, cache = self.session, self.session.new_cache(len(requests), batch.cache_length)
         began = time.perf_counter()
-        step = session.prefill(cache, batch.embeds, batch.slots, batch.lengths, chunk=self.prefill_chunk)
+        if any(policy.condition for policy in batch.policies):
+            step = gated_prefill(session, cache, batch, self.prefill_chunk)
+        else:
+            step = session.prefill(cache, batch.embeds, batch.slots, batch.lengths, chunk=self.prefill_chunk)
         prefilled = time.perf_counter()
         answers = []
         for row, request in enumerate(requests):

@@ -16,6 +16,10 @@ class Chosen(NamedTuple):
     name: str
     slot: int
     positions: str
+    condition: float = 0.0
+    """Prompts are observed first, and the policy acts above this mean removed dose; 0 is no gate."""
+    blocks: tuple[int, ...] = ()
+    """Blocks whose dose counts for the condition."""
 
 
 def choose_policy(pack: Pack | None, name: str | None) -> Chosen:
@@ -32,7 +36,7 @@ def choose_policy(pack: Pack | None, name: str | None) -> Chosen:
     Example
     -------
     >>> choose_policy(None, None)
-    Chosen(name='off', slot=0, positions='all')
+    Chosen(name='off', slot=0, positions='all', condition=0.0, blocks=())
     """
     if pack is None:
         if name not in (None, "off"):
@@ -41,4 +45,6 @@ def choose_policy(pack: Pack | None, name: str | None) -> Chosen:
             )
         return Chosen("off", 0, "all")
     policy = pack.policy(pack.default_policy if name is None else name)
-    return Chosen(policy.name, int(policy.slot), policy.positions)
+    if not policy.condition:
+        return Chosen(policy.name, int(policy.slot), policy.positions)
+    return Chosen(policy.name, int(policy.slot), policy.positions, policy.condition, policy.blocks)

@@ -3,6 +3,7 @@
 - :class:`PolicySpec` says in words what a policy edits;
 - :func:`compile_pursuit_pack`, :func:`compile_sae_pack`, :func:`compile_actadd_pack`,
   :func:`compile_affine_pack` turn policies and a dictionary, SAEs or directions into a pack;
+- :func:`read_policies`, :func:`build_pack` do the same from a YAML file;
 - :func:`steer` runs a torch model under a pack (loads torch on first use).
 """
 
@@ -14,17 +15,21 @@ from daco_rt.steering.compile import compile_actadd_pack, compile_pursuit_pack
 from daco_rt.steering.compile_affine import compile_affine_pack
 from daco_rt.steering.compile_sae import compile_sae_pack
 from daco_rt.steering.policy import PolicySpec
+from daco_rt.steering.policy_file import PolicyFile, build_pack, read_policies
 
 if TYPE_CHECKING:
     from daco_rt.steering.hooks import Steering, steer
 
 __all__ = [
+    "PolicyFile",
     "PolicySpec",
     "Steering",
+    "build_pack",
     "compile_actadd_pack",
     "compile_affine_pack",
     "compile_pursuit_pack",
     "compile_sae_pack",
+    "read_policies",
     "steer",
 ]
 

@@ -130,7 +130,9 @@ def compile_pursuit_pack(
         if gram != "none":
             wide = exact.astype(np.float32)
             big["gram"] = (wide @ wide.T).astype(DTYPES[gram])
-        operands[block] = big | fill_tables(specs, dictionary.concepts, exact, dictionary.median_norm[block])
+        operands[block] = big | fill_tables(
+            specs, dictionary.concepts, exact, dictionary.median_norm[block], block
+        )
     return save_pack(
         path,
         model=dictionary.model,

@@ -91,7 +91,9 @@ def compile_sae_pack(
         big |= scales_of(enc, dec)
         if sae.threshold is not None:
             big["threshold"] = sae.threshold
-        operands[block] = big | fill_tables(specs, labelled[block], dec.exact, float(median_norm[block]))
+        operands[block] = big | fill_tables(
+            specs, labelled[block], dec.exact, float(median_norm[block]), block
+        )
     return save_pack(
         path,
         model=_identity(model, sae_by_block),

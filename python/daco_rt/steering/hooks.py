@@ -165,6 +165,12 @@ def _choose(
     rows = [choose_policy(pack, name) for name in wanted]
     if not rows:
         raise PolicyError("steer: the list of policies is empty; give one policy, or one a row")
+    for one in rows:
+        if one.condition:
+            raise PolicyError(
+                f"policy '{one.name}' has a condition, which needs a first look at the prompt; only the "
+                "runtime of exported bundles gives it: use that, or a policy without a condition"
+            )
     if image_token is None:
         for one in rows:
             if one.slot >= 2 and one.positions == "image":

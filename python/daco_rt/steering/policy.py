@@ -25,6 +25,8 @@ class PolicySpec:
     blocks : decoder blocks that it edits; all of the pack's by default.
     labels, groups, concepts : what it edits: concepts with one of these labels, in one of these groups, or of
         one of these names. Without any of the three: everything labelled "undesirable".
+    latents : what it edits besides, by index: for all blocks, or block → indices. Where only latents are
+        given, no label selects anything.
     gain : factor on the code of an edited concept. 0 removes it, −1 removes it twice over, 1 only
         reports it.
     boost : added to the active codes of desirable concepts, as a fraction of the block's median norm.
@@ -33,6 +35,8 @@ class PolicySpec:
     deadband : codes no stronger than this fraction of the block's median norm are left alone.
     max_dose : longest edit, as a fraction of the row's own norm; 0 sets no bound.
     keep_norm : give the edited row the norm it had.
+    condition : threshold of a gate: the prompt is observed first, and the policy acts only if the mean
+        removed dose of its rows, largest over the policy's blocks, exceeds this. 0 is no gate.
     description : one line for people.
 
     Example
@@ -46,12 +50,14 @@ class PolicySpec:
     labels: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     concepts: tuple[str, ...] = ()
+    latents: tuple[int, ...] | Mapping[int, tuple[int, ...]] = ()
     gain: float | None = None
     boost: float | None = None
     gamma: float | None = None
     deadband: float | None = None
     max_dose: float | None = None
     keep_norm: bool | None = None
+    condition: float = 0.0
     description: str = ""
 
     def with_defaults(self, **defaults: Any) -> PolicySpec:
@@ -69,8 +75,13 @@ class PolicySpec:
 
     def selects(self, concept: Concept) -> bool:
         """Whether this policy edits that concept."""
-        labels = self.labels if self.labels or self.groups or self.concepts else ("undesirable",)
+        chosen = self.labels or self.groups or self.concepts or self.latents
+        labels = self.labels if chosen else ("undesirable",)
         return concept.label in labels or concept.group in self.groups or concept.name in self.concepts
+
+    def latents_at(self, block: int) -> tuple[int, ...]:
+        """Indices that this policy edits at a block whatever they are called."""
+        return self.latents.get(block, ()) if isinstance(self.latents, Mapping) else self.latents
 
     def _check(self) -> None:
         what = f"policy '{self.name}'"
@@ -79,14 +90,19 @@ class PolicySpec:
                 f"{what}: positions {self.positions!r} are unknown"
                 f"{did_you_mean(str(self.positions), POSITIONS)}"
             )
+        if self.condition and self.positions in ("prompt", "image"):
+            raise PolicyError(
+                f"{what}: a condition observes the prompt and steers what comes after it, so positions "
+                f"'{self.positions}' would edit nothing; choose generated, text or all"
+            )
         for label in self.labels:
             if label not in LABELS:
                 raise PolicyError(f"{what}: label {label!r} is unknown{did_you_mean(str(label), LABELS)}")
-        for name in ("gain", "boost", "gamma", "deadband", "max_dose"):
+        for name in ("gain", "boost", "gamma", "deadband", "max_dose", "condition"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise PolicyError(f"{what}: {name} must be a finite number, got {value!r}")
-        for name in ("deadband", "max_dose"):
+        for name in ("deadband", "max_dose", "condition"):
             if getattr(self, name) < 0:
                 raise PolicyError(f"{what}: {name} must be 0 or more, got {getattr(self, name)}")
 
@@ -125,7 +141,15 @@ def check_specs(
         for name in spec.concepts:
             if name not in known:
                 raise PolicyError(f"policy '{spec.name}': no concept '{name}'{_hint(name, known)}")
-        if not spec.gamma and not spec.boost and not any(map(spec.selects, table)):
+        if isinstance(spec.latents, Mapping):
+            alien = next((block for block in spec.latents if block not in blocks), None)
+            if alien is not None:
+                raise PolicyError(
+                    f"policy '{spec.name}' has latents of block {alien}, its blocks are "
+                    f"{', '.join(map(str, blocks))}"
+                )
+        by_index = any(spec.latents_at(block) for block in blocks)
+        if not spec.gamma and not spec.boost and not by_index and not any(map(spec.selects, table)):
             raise PolicyError(
                 f"policy '{spec.name}' selects none of the {len(table)} concepts; name labels, groups or "
                 "concepts that exist"
@@ -142,6 +166,7 @@ def to_policies(specs: Sequence[PolicySpec], blocks: Sequence[int]) -> tuple[Pol
             spec.positions,
             tuple(blocks) if spec.blocks is None else tuple(sorted(set(spec.blocks))),
             spec.description,
+            spec.condition,
         )
         for i, spec in enumerate(specs)
     )
@@ -150,6 +175,12 @@ def to_policies(specs: Sequence[PolicySpec], blocks: Sequence[int]) -> tuple[Pol
 def describe_spec(spec: PolicySpec) -> dict[str, Any]:
     """A policy as plain JSON, for the pack's recipe."""
     values = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    if isinstance(spec.latents, Mapping):
+        values["latents"] = {str(block): list(items) for block, items in spec.latents.items()}
+    # What is not used stays out, so that packs without it keep their bytes.
+    for name in ("latents", "condition"):
+        if not values[name]:
+            del values[name]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -68,11 +68,24 @@ class Tables:
             self.undesirable[1, concept.index] = concept.label == "undesirable"
 
     def add(
-        self, slot: int, spec: PolicySpec, concepts: Sequence[Concept], atoms: NDArray, median_norm: float
+        self,
+        slot: int,
+        spec: PolicySpec,
+        concepts: Sequence[Concept],
+        atoms: NDArray,
+        median_norm: float,
+        block: int,
     ) -> None:
         """Write one policy with all its fields set; ``atoms`` [m, d] are the synthesis rows."""
         assert spec.gain is not None and spec.boost is not None and spec.gamma is not None
         edited = [concept.index for concept in concepts if spec.selects(concept)]
+        for latent in spec.latents_at(block):
+            if not 0 <= latent < len(atoms):
+                raise PolicyError(
+                    f"policy '{spec.name}': latent {latent} is outside the {len(atoms)} of block {block}; "
+                    f"use 0 to {len(atoms) - 1}"
+                )
+            edited.append(latent)
         wanted = [concept.index for concept in concepts if concept.label == "desirable"]
         if (spec.boost or spec.gamma) and not wanted:
             raise PolicyError(
@@ -107,13 +120,17 @@ def along(direction: NDArray, length: float, what: str) -> NDArray[np.float32]:
 
 
 def fill_tables(
-    specs: Sequence[PolicySpec], concepts: Sequence[Concept], atoms: NDArray, median_norm: float
+    specs: Sequence[PolicySpec],
+    concepts: Sequence[Concept],
+    atoms: NDArray,
+    median_norm: float,
+    block: int,
 ) -> dict[str, NDArray]:
     """Return one block's policy operands by name; ``atoms`` [m, d] are its synthesis rows."""
     tables = Tables(FIRST_SLOT + len(specs), *atoms.shape)
     tables.observe(concepts)
     for slot, spec in enumerate(specs, FIRST_SLOT):
-        tables.add(slot, spec, concepts, atoms, median_norm)
+        tables.add(slot, spec, concepts, atoms, median_norm, block)
     return tables.operands(with_boost=any(spec.boost for spec in specs))
 
 
