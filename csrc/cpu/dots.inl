@@ -126,7 +126,12 @@ __attribute__((noinline)) void tile(const T* const* w, const float* const* x, in
   }
 }
 
-// R rows against the n <= kGroup atoms of a group.
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+
+// R rows against the atoms of a group.
 template <int R, bool kAhead, class T, class U>
 DACO_INLINE void tiles(const T* const* w, int64_t atoms, const float* const* x, int64_t first, int64_t n,
                        bool fresh, V* carry, const U* const* ahead) {
@@ -137,27 +142,31 @@ DACO_INLINE void tiles(const T* const* w, int64_t atoms, const float* const* x, 
   for (; a < atoms; ++a) tile<1, R, kAhead>(w + a, x, first, n, fresh, carry + a, ahead + a);
 }
 
-// All rows against a group over one pass.
+// All rows against a group over one pass. The first tile asks for the next pass, while the memory is idle.
 template <class T, class U>
 DACO_INLINE void pass(const T* const* w, int64_t atoms, const float* const* x, int64_t rows, int64_t first,
                       int64_t n, bool fresh, V* carry, const U* const* ahead) {
-  int64_t r = 0;
-  if (r + kTile.rows <= rows) {
-    tiles<kTile.rows, true>(w, atoms, x, first, n, fresh, carry, ahead);
-    r += kTile.rows;
+  for (int64_t r = 0; r < rows;) {
+    const int64_t rest = rows - r;
+    const auto step = [&](auto tile_rows) {
+      constexpr int R = decltype(tile_rows)::value;
+      if (r == 0) {
+        tiles<R, true>(w, atoms, x, first, n, fresh, carry, ahead);
+      } else {
+        tiles<R, false>(w, atoms, x + r, first, n, fresh, carry + r * kGroup, ahead);
+      }
+      r += R;
+    };
+    if (rest >= kTile.rows) {
+      step(Count<kTile.rows>{});
+    } else if (rest >= 4) {
+      step(Count<4>{});
+    } else if (rest >= 2) {
+      step(Count<2>{});
+    } else {
+      step(Count<1>{});
+    }
   }
-  for (; r + kTile.rows <= rows; r += kTile.rows) {
-    tiles<kTile.rows, false>(w, atoms, x + r, first, n, fresh, carry + r * kGroup, ahead);
-  }
-  if (kTile.rows > 4 && r + 4 <= rows) {
-    tiles<4, false>(w, atoms, x + r, first, n, fresh, carry + r * kGroup, ahead);
-    r += 4;
-  }
-  if (kTile.rows > 2 && r + 2 <= rows) {
-    tiles<2, false>(w, atoms, x + r, first, n, fresh, carry + r * kGroup, ahead);
-    r += 2;
-  }
-  if (r < rows) tiles<1, false>(w, atoms, x + r, first, n, fresh, carry + r * kGroup, ahead);
 }
 
 static_assert(kGroup == 8, "eight_totals() sums a group");
