@@ -7,8 +7,6 @@
 
 namespace daco::cuda {
 
-constexpr int kChunk = 8;  // atoms that a thread takes together: 16 bytes of an fp16 Gram matrix
-
 // What both kernels need to know of a call. Rows are counted from the first of this launch.
 struct OmpArgs {
   Dictionary dictionary;
@@ -96,11 +94,17 @@ struct RowCache {
   DACO_DEVICE Pack<G>* at(int row, int pack, int64_t chunk) const {
     return base + (static_cast<int64_t>(row) * Chunk<G>::kPacks + pack) * chunks + chunk;
   }
-  // A thread reads back only what it wrote itself, so no barrier stands between the two.
-  DACO_DEVICE void store(int row, int64_t chunk, const Chunk<G>& x) const {
+  // Starts to bring a chunk in. A thread reads back only its own chunks, so async_wait() is all that stands between.
+  DACO_DEVICE void fetch(int row, int64_t chunk, const G* from, int64_t first_chunk, int64_t m, bool vectors) const {
+    if (vectors) {
 #pragma unroll
-    for (int p = 0; p < Chunk<G>::kPacks; ++p) {
-      *reinterpret_cast<uint4*>(at(row, p, chunk)) = *reinterpret_cast<const uint4*>(&x.pack[p]);
+      for (int p = 0; p < Chunk<G>::kPacks; ++p) {
+        async_copy16(at(row, p, chunk), from + (first_chunk + chunk) * kChunk + p * Pack<G>::kCount);
+      }
+    } else {
+      const Chunk<G> x = load_chunk(from, first_chunk + chunk, m, false);
+#pragma unroll
+      for (int p = 0; p < Chunk<G>::kPacks; ++p) *at(row, p, chunk) = x.pack[p];
     }
   }
   DACO_DEVICE Chunk<G> load(int row, int64_t chunk) const {
@@ -156,8 +160,8 @@ DACO_DEVICE void pursue_resident(const OmpArgs& a, const ResidentArgs& r, unsign
   const unsigned rank = blocks > 1 ? cluster_rank() : 0;
   const int64_t row = blockIdx.x / blocks;
   auto* s = reinterpret_cast<PursuitState*>(dynamic_shared());
-  auto* inverse = reinterpret_cast<double*>(dynamic_shared() + (sizeof(PursuitState) + 15) / 16 * 16);
-  const RowCache<G> cache{reinterpret_cast<Pack<G>*>(inverse + (inverse_entries(a.k) + 1) / 2 * 2), r.chunks};
+  auto* inverse = reinterpret_cast<double*>(dynamic_shared() + padded(sizeof(PursuitState)));
+  const RowCache<G> cache{reinterpret_cast<Pack<G>*>(reinterpret_cast<unsigned char*>(inverse) + inverse_bytes(a.k)), r.chunks};
   const auto* gram = static_cast<const G*>(r.gram);
 
   if (!is_coded(a.slots[row], a.policies)) {
@@ -189,19 +193,20 @@ DACO_DEVICE void pursue_resident(const OmpArgs& a, const ResidentArgs& r, unsign
       const double energy = residual_energy(s, d, a.activation, a.z, row * a.z_stride, n, rank, blocks);
       if (sqrt(energy) <= static_cast<double>(a.tol) * norm) break;
     }
+    async_wait();
     const Choice mine = best_of_mine<G, kChunks>(*s, start, gram, cache, r, m, first_chunk, n, a.both_signs);
     const Choice best = cluster_best(s, mine, rank, blocks, step & 1);
     if (!(static_cast<double>(value_of(best.key)) > kSmallestCorrelation * norm)) break;
     const int64_t j = best.index;
 
-    // On its way while the entries are found.
-    Chunk<G> chosen[kChunks];
-    const bool keeps = n < r.cached && n + 1 < a.k;
+    // On its way while the entries are found. If the atom is skipped the next one takes its place.
+    if (n < r.cached && n + 1 < a.k) {
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      const int64_t local = threadIdx.x + static_cast<int64_t>(c) * kPursuitThreads;
-      if (keeps && local < r.chunks && (first_chunk + local) * kChunk < m) {
-        chosen[c] = load_chunk(gram + j * m, first_chunk + local, m, r.vectors);
+      for (int c = 0; c < kChunks; ++c) {
+        const int64_t local = threadIdx.x + static_cast<int64_t>(c) * kPursuitThreads;
+        if (local < r.chunks && (first_chunk + local) * kChunk < m) {
+          cache.fetch(n, local, gram + j * m, first_chunk, m, r.vectors);
+        }
       }
     }
     float target = 0;
@@ -226,16 +231,10 @@ DACO_DEVICE void pursue_resident(const OmpArgs& a, const ResidentArgs& r, unsign
     }
     if (s->verdict == Verdict::kOver) break;
     if (s->verdict == Verdict::kSkipped) continue;
-    if (keeps) {
-#pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-        const int64_t local = threadIdx.x + static_cast<int64_t>(c) * kPursuitThreads;
-        if (local < r.chunks && (first_chunk + local) * kChunk < m) cache.store(n, local, chosen[c]);
-      }
-    }
     border(*s, inverse, a.k, n);
     ++n;
   }
+  async_wait();
   if (rank == 0 && threadIdx.x < kWarp) {
     write_codes(*s, n, a.both_signs, a.count + row, a.index + row * a.capacity, a.value + row * a.capacity);
   }
@@ -244,27 +243,15 @@ DACO_DEVICE void pursue_resident(const OmpArgs& a, const ResidentArgs& r, unsign
 
 // ---- without a Gram matrix
 
-// The parts of a row's state in the workspace; `inverse` follows at the next multiple of 16 bytes.
-struct SteppedState {
-  double norm;
-  double solution[kMaxPursuit];
-  float code[kMaxPursuit];
-  int32_t index[kMaxPursuit];
-  int32_t count;
-  int32_t running;
-};
-
-DACO_BOTH constexpr int64_t barred_words(int64_t m) { return (m + 31) / 32; }
-
 // grid: rows. One choice and one refit, and the residual that the next correlations are computed from.
 DACO_DEVICE void pursue_stepped(const OmpArgs& a, const SteppedArgs& t) {
   const Dictionary& d = a.dictionary;
   const int64_t row = blockIdx.x;
   auto* s = reinterpret_cast<PursuitState*>(dynamic_shared());
-  auto* inverse = reinterpret_cast<double*>(dynamic_shared() + (sizeof(PursuitState) + 15) / 16 * 16);
+  auto* inverse = reinterpret_cast<double*>(dynamic_shared() + padded(sizeof(PursuitState)));
   auto* kept = reinterpret_cast<SteppedState*>(t.state + row * t.state_bytes);
   auto* kept_inverse = reinterpret_cast<double*>(reinterpret_cast<unsigned char*>(kept) +
-                                                 (sizeof(SteppedState) + 15) / 16 * 16);
+                                                 padded(sizeof(SteppedState)));
   auto* barred = reinterpret_cast<uint32_t*>(kept_inverse + inverse_entries(a.k));
 
   double norm;

@@ -7,36 +7,12 @@
 // blocks that share them, and the order inside a segment and among segments is fixed.
 #pragma once
 
-#include "core/steer.h"
-#include "cuda/fit.h"
+#include <type_traits>
+
+#include "cuda/pursuit_state.h"
 #include "cuda/simt.cuh"
 
 namespace daco::cuda {
-
-constexpr int kPursuitThreads = 512;
-constexpr int kPursuitWarps = kPursuitThreads / kWarp;
-constexpr int kMaxCluster = 16;
-constexpr int kSegments = 16;  // a multiple of every cluster size
-
-// A row's pursuit, in shared memory. `inverse`, inverse_entries(k) doubles, lies elsewhere.
-struct PursuitState {
-  double solution[kMaxPursuit];
-  double u[kMaxPursuit];
-  double v[kMaxPursuit];
-  double column[kMaxPursuit];  // G[S, j]
-  double row[kMaxPursuit];     // G[j, S]
-  double reciprocal;           // of the last pivot
-  double energy[kSegments];    // squared norms of parts of the residual
-  double norms[kPursuitWarps];
-  // Parts of dot products: first those with the rows of A, the atom's own last, then those with rows of E.
-  float part[2 * kMaxPursuit + 1][kSegments + 1];
-  Choice peers[2][kMaxCluster];  // by parity of the step: a block may be a step ahead of its peers
-  Choice warps[kPursuitWarps];
-  float code[kMaxPursuit];
-  int32_t index[kMaxPursuit];
-  Verdict verdict;
-  int32_t count;
-};
 
 // The operands that exact entries of G and residuals are made of.
 struct Dictionary {
@@ -85,18 +61,27 @@ constexpr int kGroup = 4;  // dot products that a warp has in flight: their load
 template <class T>
 DACO_DEVICE void dot_group(const T* x, const T* const* y, int64_t begin, int64_t end, bool vectors, float* sum) {
   const int lane = threadIdx.x % kWarp;
+#pragma unroll
   for (int q = 0; q < kGroup; ++q) sum[q] = 0;
   if (vectors) {
     constexpr int kCount = Pack<T>::kCount;
+    // Packs of bytes widen to four registers each: two at a time are enough of them.
+    constexpr int kAtOnce = sizeof(T) == 1 ? 2 : kGroup;
     for (int64_t e = begin + lane * kCount; e < end; e += kWarp * kCount) {
       const Pack<T> a = load_pack(x + e);
-      Pack<T> b[kGroup];
 #pragma unroll
-      for (int q = 0; q < kGroup; ++q) b[q] = load_pack(y[q] + e);
+      for (int first = 0; first < kGroup; first += kAtOnce) {
+        Pack<T> b[kAtOnce];
 #pragma unroll
-      for (int q = 0; q < kGroup; ++q) {
+        for (int q = 0; q < kAtOnce; ++q) b[q] = load_pack(y[first + q] + e);
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) sum[q] = fmaf(to_float(a.value[i]), to_float(b[q].value[i]), sum[q]);
+        for (int i = 0; i < kCount; ++i) {
+          const float left = to_float(a.value[i]);
+#pragma unroll
+          for (int q = 0; q < kAtOnce; ++q) {
+            sum[first + q] = fmaf(left, to_float(b[q].value[i]), sum[first + q]);
+          }
+        }
       }
     }
   } else {

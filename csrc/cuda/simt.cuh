@@ -63,6 +63,14 @@ DACO_DEVICE uint32_t warp_min(uint32_t x) { return __reduce_min_sync(0xffffffffu
 DACO_DEVICE uint32_t warp_ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
 DACO_DEVICE int count_bits(uint32_t x) { return __popc(x); }
 
+// Sixteen bytes into shared memory without passing through registers; the thread that asked may read them after
+// async_wait(), others after a barrier that follows it.
+DACO_DEVICE void async_copy16(void* shared, const void* global) {
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+DACO_DEVICE void async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 DACO_DEVICE unsigned char* dynamic_shared() {
   extern __shared__ __align__(128) unsigned char daco_dynamic_shared[];
   return daco_dynamic_shared;
