@@ -154,7 +154,7 @@ struct Operands {
     op.bias = bias.data();
     if (with_gram) {
       gram.resize(static_cast<size_t>(shape.atoms * shape.atoms));
-      CHECK_OK(daco::cpu::build_gram(op.analysis, op.atoms, daco::DType::kF32, shape.atoms, shape.dim,
+      CHECK_OK(daco::cpu::build_gram(op.analysis, op.atoms, daco::DType::kF32, nullptr, shape.atoms, shape.dim,
                                      gram.data(), daco::DType::kF32, daco::Executor::serial()));
       op.gram = gram.data();
     }
