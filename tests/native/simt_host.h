@@ -62,8 +62,8 @@ inline void wait_for(Wait what) {
   swapcontext(&self->context, &machine.scheduler);
 }
 
-// Lets go of every group of `size` fibers that all wait for `what`. A thread that has left while others of its
-// group wait would hang a GPU.
+// Lets go of every group of `size` fibers that all wait for `what`. A thread that has left while others of
+// its group wait would hang a GPU.
 inline bool release(Wait what, size_t size) {
   bool any = false;
   for (size_t first = 0; first < machine.fibers.size(); first += size) {
@@ -209,6 +209,8 @@ inline uint32_t warp_ballot(bool x) {
 }
 inline void async_copy16(void* shared, const void* global) { std::memcpy(shared, global, 16); }
 inline void async_wait() {}
+inline void after_previous() {}
+inline void start_next() {}
 inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
 
 }  // namespace daco::cuda
