@@ -7,6 +7,7 @@
 #include "cuda/cluster.cuh"
 #include "cuda/codes.cuh"
 #include "cuda/element.cuh"
+#include "cuda/finish.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/order.h"
 #include "cuda/support.cuh"
@@ -67,24 +68,9 @@ __device__ __forceinline__ void load_atom(const char* atom, int64_t i, int64_t d
   }
 }
 
-// Copies the slice [first, last) of a row bit for bit.
-__device__ void copy_slice(const Rows& op, int64_t t, int64_t first, int64_t last) {
-  const auto* from = row_of(op.z, t, op.z_stride, op.activation);
-  auto* to = const_cast<char*>(row_of(op.out, t, op.out_stride, op.activation));
-  if (from == to) return;
-  for (int64_t i = first + threadIdx.x; i < last; i += kEditThreads) {
-    if (op.activation == DType::kF32) {
-      reinterpret_cast<uint32_t*>(to)[i] = reinterpret_cast<const uint32_t*>(from)[i];
-    } else {
-      reinterpret_cast<uint16_t*>(to)[i] = reinterpret_cast<const uint16_t*>(from)[i];
-    }
-  }
-}
-
 // Picks from the batch at `base` the codes whose atom must be read, in order: because of its strength, or
 // because it is edited.
-__device__ void gather(const Call& p, int64_t t, int32_t slot, int32_t base, int32_t codes, bool gates,
-                       Batch& batch) {
+__device__ void gather(const Call& p, int64_t t, int32_t slot, int32_t base, int32_t codes, Batch& batch) {
   const Rows& op = p.op;
   const int tid = static_cast<int>(threadIdx.x);
   bool wanted = false, undesirable = false;
@@ -100,6 +86,7 @@ __device__ void gather(const Call& p, int64_t t, int32_t slot, int32_t base, int
       undesirable = op.undesirable[entry] != 0;
       if (slot >= kFirstPolicy) {
         amount = (op.gain[entry] - 1.f) * code + (op.boost != nullptr ? op.boost[entry] : 0.f);
+        if (op.scales != nullptr) amount *= op.scales[op.atoms + atom];
       }
       wanted = undesirable || amount != 0.f || op.k_out > 0;
     }
@@ -124,7 +111,6 @@ __device__ void gather(const Call& p, int64_t t, int32_t slot, int32_t base, int
     batch.undesirable[place] = undesirable;
   }
   if (tid == 0) batch.count = count;
-  (void)gates;
   __syncthreads();
 }
 
@@ -179,7 +165,6 @@ __device__ void read_atoms(const Call& p, int64_t first, Shared& s, float* parts
   }
 }
 
-// How far 0 times an infinite atom is kept out: amounts of 0 never multiply.
 template <DType W>
 __global__ void __launch_bounds__(kEditThreads, 2) edit(const Call p) {
   extern __shared__ float dynamic[];
@@ -187,49 +172,26 @@ __global__ void __launch_bounds__(kEditThreads, 2) edit(const Call p) {
   const Rows& op = p.op;
   const EditTiling& tiling = p.tiling;
   const int tid = static_cast<int>(threadIdx.x), blocks = tiling.blocks;
-  const int64_t t = blockIdx.x / blocks;
-  const int rank = static_cast<int>(blockIdx.x % blocks);
-  const int64_t first = rank * tiling.slice < op.dim ? rank * tiling.slice : op.dim;
-  const int64_t last = first + tiling.slice < op.dim ? first + tiling.slice : op.dim;
-  const int width = static_cast<int>(last - first);
   float* x = dynamic;                     // [slice] this row of z
   float* parts = dynamic + tiling.slice;  // [groups, slice] delta, one part a group of lanes
+  const Slice row(op, tiling);
+  const int64_t t = row.t, first = row.first;
+  const int rank = row.rank;
   const int32_t slot = op.slots[t];
-  char* out = const_cast<char*>(row_of(op.out, t, op.out_stride, op.activation));
-
   // The whole cluster leaves here or nobody.
-  if (slot <= kSlotOff || slot >= op.policies) {
-    wait_for_previous();
-    if (slot == kSlotOff) {
-      copy_slice(op, t, first, last);
-    } else {
-      for (int64_t i = first + tid; i < last; i += kEditThreads) store_nan(out, i, op.activation);
-    }
-    if (rank == 0) report_nothing(op, t, slot == kSlotOff ? 0.f : __uint_as_float(0x7fc00000u));
-    return;
-  }
+  if (row.settle(op, slot)) return;
 
   // Up to the wait only operands of the call are read, nothing that an earlier kernel wrote.
-  const char* z = row_of(op.z, t, op.z_stride, op.activation);
-  const float* shift = op.shift + slot * op.dim;
   const float* limits = op.limits + static_cast<int64_t>(slot) * kLimits;
+  const float* shift = op.shift + slot * op.dim + first;
   const bool edits = slot >= kFirstPolicy;
   const double theta = limits[kDeadband];
   const bool gates = !(theta <= 0);
   const int groups = kEditThreads / tiling.lanes;
-  double square = 0;
-  bool broken = false, shifts = false;
-  for (int i = tid; i < width; i += kEditThreads) {
-    const float v = load_activation(z, first + i, op.activation);
-    x[i] = v;
-    broken |= !(fabsf(v) <= kLargestF32);
-    square = fma(static_cast<double>(v), static_cast<double>(v), square);
-    if (edits) shifts |= shift[first + i] != 0.f;
-  }
   for (int64_t i = tid; i < groups * tiling.slice; i += kEditThreads) parts[i] = 0.f;
-  square = block_sum(square, s.exchange.warp);
-  broken = __syncthreads_or(broken);
-  shifts = __syncthreads_or(shifts);
+  const Look look = row.load(op, edits ? shift : nullptr, x, s.exchange.warp);
+  double square = look.square;
+  bool broken = look.broken, shifts = look.shifts;
   wait_for_previous();
   let_next_start();
   int32_t codes = p.codes.count != nullptr ? p.codes.count[t] : 0;
@@ -240,7 +202,7 @@ __global__ void __launch_bounds__(kEditThreads, 2) edit(const Call p) {
   bool changes = false;
   int32_t base = 0;
   do {
-    gather(p, t, slot, base, codes, gates, s.batch);
+    gather(p, t, slot, base, codes, s.batch);
     const int count = s.batch.count;
     for (int i = tid; i < count * kWarps; i += kEditThreads) s.square[i / kWarps][i % kWarps] = 0;
     __syncthreads();
@@ -290,58 +252,22 @@ __global__ void __launch_bounds__(kEditThreads, 2) edit(const Call p) {
 
   double moved = 0;
   if (broken || !edits || !(changes || shifts)) {
-    copy_slice(op, t, first, last);
+    row.copy(op);
   } else {
     __syncthreads();
     float* delta = parts;
     square = 0;
-    for (int i = tid; i < width; i += kEditThreads) {
-      float v = shift[first + i];
+    for (int i = tid; i < row.width; i += kEditThreads) {
+      float v = shift[i];
       for (int g = 0; g < groups; ++g) v += parts[g * tiling.slice + i];
       delta[i] = v;
       square = fma(static_cast<double>(v), static_cast<double>(v), square);
     }
-    const auto whole = [&](double part) {
-      part = block_sum(part, s.exchange.warp);
-      if (tid == 0) s.exchange.begin(turn)[0] = part;
-      s.exchange.publish();
-      return s.exchange.total(turn++, 0, blocks);
-    };
-    float share = 1.f;
-    if (limits[kMaxDose] > 0) {
-      const double length = sqrt(whole(square));
-      if (length > 0) share = static_cast<float>(fmin(1.0, limits[kMaxDose] * norm / length));
-    }
-    square = 0;
-    for (int i = tid; i < width; i += kEditThreads) {
-      const float v = fmaf(share, delta[i], x[i]);
-      delta[i] = v;
-      square = fma(static_cast<double>(v), static_cast<double>(v), square);
-    }
-    float resize = 1.f;
-    if (limits[kKeepNorm] != 0) {
-      const double length = sqrt(whole(square));
-      if (length > 0) resize = static_cast<float>(norm / length);
-    }
-    square = 0;
-    for (int i = tid; i < width; i += kEditThreads) {
-      const float v = delta[i] * resize;
-      store_activation(out, first + i, op.activation, v);
-      const double step = static_cast<double>(v) - x[i];
-      square = fma(step, step, square);
-    }
-    moved = sqrt(whole(square));
+    moved = finish_row(op, row, blocks, x, delta, square, norm, limits, s.exchange, turn);
   }
   if (rank == 0) {
-    if (broken) {
-      report_nothing(op, t, __uint_as_float(0x7fc00000u));
-    } else {
-      if (tid == 0) {
-        op.doses[t * 2] = norm > 0 ? static_cast<float>(removed / norm) : 0.f;
-        op.doses[t * 2 + 1] = norm > 0 ? static_cast<float>(moved / norm) : 0.f;
-      }
-      report_support(op, p.codes, t, codes);
-    }
+    report_doses(op, t, broken, norm, removed, moved);
+    if (!broken) report_support(op, p.codes, t, codes);
   }
   cluster_barrier();  // a block's shared memory must outlive its partners' reads
 }

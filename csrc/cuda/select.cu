@@ -29,10 +29,33 @@ struct Shared {
   int32_t missing;
 };
 
+// A row of pre-activations as keys.
+struct Row {
+  const float* y;
+  const float* bias;
+
+  __device__ uint32_t key(int64_t i) const {
+    return key_of(__float_as_uint(bias != nullptr ? y[i] + bias[i] : y[i]));
+  }
+  // Four from i on, a multiple of 4; 0 past the end.
+  __device__ uint4 keys(int64_t i, int64_t m) const {
+    if (i >= m) return make_uint4(0, 0, 0, 0);
+    float4 v = *reinterpret_cast<const float4*>(y + i);
+    if (bias != nullptr) {
+      v.x += bias[i];
+      if (i + 1 < m) v.y += bias[i + 1];
+      if (i + 2 < m) v.z += bias[i + 2];
+      if (i + 3 < m) v.w += bias[i + 3];
+    }
+    return make_uint4(key_of(__float_as_uint(v.x)), i + 1 < m ? key_of(__float_as_uint(v.y)) : 0u,
+                      i + 2 < m ? key_of(__float_as_uint(v.z)) : 0u,
+                      i + 3 < m ? key_of(__float_as_uint(v.w)) : 0u);
+  }
+};
+
 // Calls body(key, index) for the entries of this thread: the first pieces from registers, the rest from memory.
 template <class Body>
-__device__ __forceinline__ void for_my_keys(const uint4 (&kept)[kKept], const uint32_t* y, int64_t m,
-                                            Body&& body) {
+__device__ __forceinline__ void for_my_keys(const uint4 (&kept)[kKept], const Row& y, int64_t m, Body&& body) {
   const int64_t at = static_cast<int64_t>(threadIdx.x) * 4;
 #pragma unroll
   for (int j = 0; j < kKept; ++j) {
@@ -42,15 +65,16 @@ __device__ __forceinline__ void for_my_keys(const uint4 (&kept)[kKept], const ui
     for (int e = 0; e < 4; ++e) body(four[e], i + e);
   }
   for (int64_t i = at + kKept * int64_t{kThreads} * 4; i < m; i += int64_t{kThreads} * 4) {
-    const uint4 v = *reinterpret_cast<const uint4*>(y + i);
-    const uint32_t four[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) body(i + e < m ? key_of(four[e]) : 0u, i + e);
+    const uint4 v = y.keys(i, m);
+    body(v.x, i);
+    body(v.y, i + 1);
+    body(v.z, i + 2);
+    body(v.w, i + 3);
   }
 }
 
 // The exact threshold: the k-th largest key and how many of the keys equal to it still belong.
-__device__ void refine(const uint32_t* y, int64_t m, int64_t k, Shared& s) {
+__device__ void refine(const Row& y, int64_t m, int64_t k, Shared& s) {
   if (threadIdx.x == 0) {
     s.prefix = 0;
     s.missing = static_cast<int32_t>(k);
@@ -62,7 +86,7 @@ __device__ void refine(const uint32_t* y, int64_t m, int64_t k, Shared& s) {
     const int32_t missing = s.missing;
     __syncthreads();
     for (int64_t i = threadIdx.x; i < m; i += kThreads) {
-      const uint32_t key = key_of(y[i]);
+      const uint32_t key = y.key(i);
       if (key != 0 && has_prefix(key, prefix, d)) atomicAdd(&s.bin[digit_of(key, d)], 1);
     }
     __syncthreads();
@@ -81,12 +105,12 @@ __device__ void refine(const uint32_t* y, int64_t m, int64_t k, Shared& s) {
 }
 
 // Lists, in order of index, the keys above the threshold and the first `ties` of those equal to it.
-__device__ int32_t list_in_order(const uint32_t* y, int64_t m, uint32_t threshold, int32_t ties, Shared& s,
+__device__ int32_t list_in_order(const Row& y, int64_t m, uint32_t threshold, int32_t ties, Shared& s,
                                  int32_t* index, float* value) {
   int32_t kept = 0, equal_before = 0;
   for (int64_t base = 0; base < m; base += kThreads) {
     const int64_t i = base + threadIdx.x;
-    const uint32_t key = i < m ? key_of(y[i]) : 0u;
+    const uint32_t key = i < m ? y.key(i) : 0u;
     int32_t total;
     const int32_t equal = equal_before + block_prefix(key == threshold, s.sums, &total);
     equal_before += total;
@@ -110,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, 1) select_largest(const Select p) {
     if (threadIdx.x == 0) p.codes.count[t] = -1;
     return;
   }
-  const auto* y = reinterpret_cast<const uint32_t*>(p.y + t * p.y_stride);
+  const Row y{p.y + t * p.y_stride, p.bias};
   int32_t* index = p.codes.index + t * p.codes.capacity;
   float* value = p.codes.value + t * p.codes.capacity;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -118,12 +142,7 @@ __global__ void __launch_bounds__(kThreads, 1) select_largest(const Select p) {
   uint4 kept[kKept];
 #pragma unroll
   for (int j = 0; j < kKept; ++j) {
-    const int64_t i = (static_cast<int64_t>(threadIdx.x) + j * kThreads) * 4;
-    kept[j] = i < m ? *reinterpret_cast<const uint4*>(y + i) : make_uint4(0, 0, 0, 0);
-    kept[j].x = key_of(kept[j].x);
-    kept[j].y = i + 1 < m ? key_of(kept[j].y) : 0u;
-    kept[j].z = i + 2 < m ? key_of(kept[j].z) : 0u;
-    kept[j].w = i + 3 < m ? key_of(kept[j].w) : 0u;
+    kept[j] = y.keys((static_cast<int64_t>(threadIdx.x) + j * kThreads) * 4, m);
   }
 
   uint32_t largest = 0;
