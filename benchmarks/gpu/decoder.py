@@ -71,10 +71,10 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
 
 def block_step(
     h: Tensor, position: Tensor, cosine: Tensor, sine: Tensor, heads: int, kv_heads: int, norm: Tensor,
-    qkv: Tensor, qkv_bias: Tensor, out: Tensor, norm_feed: Tensor, gate_up: Tensor, down: Tensor, keys: Tensor,
-    values: Tensor,
+    qkv: Tensor, qkv_bias: Tensor, out: Tensor, norm_feed: Tensor, gate_up: Tensor, down: Tensor,
+    keys: Tensor, values: Tensor,
 ) -> Tensor:  # fmt: skip
-    """One block on one token of each sequence: h [B, d] → [B, d]. Writes keys and values at ``position`` [1]."""
+    """One block on a token of each sequence: h [B, d] → [B, d]; keys and values go to ``position`` [1]."""
     batch, size = h.shape[0], cosine.shape[-1]
     mixed = F.linear(rms_norm(h, norm), qkv, qkv_bias).view(batch, heads + 2 * kv_heads, size)
     turned = mixed[:, : heads + kv_heads]
@@ -117,9 +117,9 @@ class Decoder:
         cache = (batch, shape.kv_heads, shape.context, size)
         self.blocks = [
             Block(
-                ones(), weight(both * size, shape.dim), weight(both * size), weight(shape.dim, shape.heads * size),
-                ones(), weight(2 * shape.feed, shape.dim), weight(shape.dim, shape.feed), weight(*cache),
-                weight(*cache),
+                ones(), weight(both * size, shape.dim), weight(both * size),
+                weight(shape.dim, shape.heads * size), ones(), weight(2 * shape.feed, shape.dim),
+                weight(shape.dim, shape.feed), weight(*cache), weight(*cache),
             )
             for _ in range(shape.layers)
         ]  # fmt: skip
@@ -133,7 +133,7 @@ class Decoder:
         self._block: Callable[..., Tensor] = torch.compile(block_step) if compiled else block_step
 
     def step(self, steering: Mapping[int, Steer]) -> None:
-        """One token of every sequence, from ``h`` to ``logits``; ``steering`` edits the output of its blocks."""
+        """One token of every sequence, from ``h`` to ``logits``; ``steering`` edits its blocks' outputs."""
         h, shape = self.h, self.shape
         for number, block in enumerate(self.blocks):
             h = self._block(

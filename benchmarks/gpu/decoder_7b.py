@@ -69,7 +69,7 @@ class Steering:
         self.bytes_by_method: dict[str, int] = {}
 
     def methods(self) -> dict[str, Callable[[int], Steer]]:
-        """Name → the edit of a block. What a method needs beyond the dictionaries is made when it is asked."""
+        """Name → the edit of a block, which makes what it needs beyond the dictionaries when it is asked."""
         found: dict[str, Callable[[int], Steer]] = {
             "ActAdd": self.act_add,
             "edited latents only": self.edited_only,
@@ -129,10 +129,8 @@ def judge(decoder: Decoder, plain: Tensor, name: str) -> Check:
     """Whether the steered step gave finite logits, and other ones than the unsteered step."""
     finite = bool(decoder.logits.isfinite().all())
     moved = float((decoder.logits.float() - plain).norm() / plain.norm())
-    return Check(
-        finite and moved > 0,
-        f"{name}: logits {'finite' if finite else 'NOT FINITE'}, {moved:.1e} of their norm moved",
-    )
+    state = "finite" if finite else "NOT FINITE"
+    return Check(finite and moved > 0, f"{name}: logits {state}, {moved:.1e} of their norm moved")
 
 
 @torch.inference_mode()
@@ -221,7 +219,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eager",
         action="store_true",
-        help="do not compile the blocks; the decoder is then far from its floor",
+        help="do not compile the blocks: far from the floor",
     )
 
 
