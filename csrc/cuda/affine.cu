@@ -19,6 +19,7 @@ struct Shared {
   float inner[kRank];
   Exchange<kRank + 4> exchange;
 };
+static_assert(sizeof(Shared) <= kEditStatic);
 
 __device__ float apply(const SteerAffine& op, float v) {
   if (op.phi == AffinePhi::kRelu) return v > 0.f ? v : 0.f;
@@ -32,13 +33,12 @@ __device__ float apply(const SteerAffine& op, float v) {
 
 template <DType W>
 __global__ void __launch_bounds__(kEditThreads, 4) affine(const Call p) {
-  extern __shared__ float dynamic[];
-  __shared__ Shared s;
+  auto& s = *reinterpret_cast<Shared*>(dynamic_shared());
   const SteerAffine& op = p.op;
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
   const int blocks = p.tiling.blocks;
-  float* x = dynamic;                       // [slice]
-  float* delta = dynamic + p.tiling.slice;  // [slice]
+  auto* x = reinterpret_cast<float*>(dynamic_shared() + kEditStatic);  // [slice]
+  float* delta = x + p.tiling.slice;                                   // [slice]
   const Slice row(op, p.tiling);
   const int32_t slot = op.slots[row.t];
   if (row.settle(op, slot)) return;
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kEditThreads, 4) affine(const Call p) {
     moved = finish_row(op, row, blocks, x, delta, square, norm, limits, s.exchange, turn);
   }
   if (row.rank == 0) report_doses(op, row.t, look.broken, norm, 0, moved);
-  cluster_barrier();  // a block's shared memory must outlive its partners' reads
+  cluster_sync();  // a block's shared memory must outlive its partners' reads
 }
 
 }  // namespace
@@ -121,7 +121,7 @@ Status launch_affine(const SteerAffine& op, const Device& device, Stream stream)
   how.what = "affine";
   how.grid = dim3(static_cast<unsigned>(op.rows * call.tiling.blocks));
   how.threads = kEditThreads;
-  how.shared = static_cast<size_t>(2 * call.tiling.slice) * sizeof(float);
+  how.shared = call.tiling.shared;
   how.cluster = call.tiling.blocks;
   switch (op.weight) {
     case DType::kF32: return launch(how, device, stream, affine<DType::kF32>, call);

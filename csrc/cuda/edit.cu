@@ -44,7 +44,9 @@ struct Shared {
   Batch batch;
   double square[kBatch][kWarps];  // partial sums of squares, one column a warp
   Exchange<kBatch + 4> exchange;
+  Ranking ranking;
 };
+static_assert(sizeof(Shared) <= kEditStatic);
 
 // Eight columns of an atom; beyond the row's end 0.
 template <DType W>
@@ -167,13 +169,12 @@ __device__ void read_atoms(const Call& p, int64_t first, Shared& s, float* parts
 
 template <DType W>
 __global__ void __launch_bounds__(kEditThreads, 2) edit(const Call p) {
-  extern __shared__ float dynamic[];
-  __shared__ Shared s;
+  auto& s = *reinterpret_cast<Shared*>(dynamic_shared());
+  auto* x = reinterpret_cast<float*>(dynamic_shared() + kEditStatic);  // [slice] this row of z
   const Rows& op = p.op;
   const EditTiling& tiling = p.tiling;
   const int tid = static_cast<int>(threadIdx.x), blocks = tiling.blocks;
-  float* x = dynamic;                     // [slice] this row of z
-  float* parts = dynamic + tiling.slice;  // [groups, slice] delta, one part a group of lanes
+  float* parts = x + tiling.slice;  // [groups, slice] delta, one part a group of lanes
   const Slice row(op, tiling);
   const int64_t t = row.t, first = row.first;
   const int rank = row.rank;
@@ -267,9 +268,9 @@ __global__ void __launch_bounds__(kEditThreads, 2) edit(const Call p) {
   }
   if (rank == 0) {
     report_doses(op, t, broken, norm, removed, moved);
-    if (!broken) report_support(op, p.codes, t, codes);
+    if (!broken) report_support(op, p.codes, t, codes, s.ranking);
   }
-  cluster_barrier();  // a block's shared memory must outlive its partners' reads
+  cluster_sync();  // a block's shared memory must outlive its partners' reads
 }
 
 }  // namespace

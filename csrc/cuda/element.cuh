@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "cuda/simt.cuh"
 
 namespace daco::cuda {
 
@@ -91,11 +92,15 @@ __device__ __forceinline__ float element(const void* row, int64_t i) {
 
 // Weights are read once: they should not push rows and pre-activations out of the L1 cache.
 __device__ __forceinline__ uint4 load_streaming(const void* address) {
+#if defined(__CUDACC__)
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(address));
   return v;
+#else
+  return *static_cast<const uint4*>(address);
+#endif
 }
 
 // Single activations; the dtype is the same for a whole launch, so the branch costs no divergence.

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kDotThreads, kRows == 1 ? 3 : kRows == 4 ? 2 :
   constexpr int kLatents = kRows > 1 && kPer < 16 ? 4 : 2;  // weight rows of a warp at once
   constexpr int kAhead = 8 / kLatents;                      // pieces of each that are in flight
   constexpr int kWarps = kDotThreads / 32;
-  extern __shared__ float4 staged[];
+  auto* staged = reinterpret_cast<float4*>(dynamic_shared());
   __shared__ int32_t list[kDotListed];
   __shared__ int32_t listed;
   wait_for_previous();

@@ -9,6 +9,7 @@
 #include "cuda/element.cuh"
 #include "cuda/encode.h"
 #include "cuda/launch.cuh"
+#include "cuda/tensor_core.cuh"
 
 namespace daco::cuda {
 namespace {
@@ -18,32 +19,6 @@ struct Tiles {
   int64_t weights = 0;  // latents per block
   int64_t row_tiles = 0;
 };
-
-__device__ __forceinline__ void copy_async(void* to, const void* from, int bytes) {
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes));
-}
-__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;"); }
-template <int kLeft>
-__device__ __forceinline__ void wait_groups() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-}
-
-template <bool kBf16>
-__device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                    uint32_t b0, uint32_t b1) {
-  if constexpr (kBf16) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-  } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-  }
-}
 
 __device__ __forceinline__ uint32_t bits(__half2 x) { return *reinterpret_cast<const uint32_t*>(&x); }
 __device__ __forceinline__ uint32_t bits(__nv_bfloat162 x) { return *reinterpret_cast<const uint32_t*>(&x); }
@@ -110,8 +85,7 @@ struct Shape {
 template <DType W, bool kBf16, int kRowBlocks>
 __global__ void __launch_bounds__(kMmaThreads, 1) encode_mma(const Tiles p) {
   using S = Shape<W, kRowBlocks>;
-  extern __shared__ uint4 ring[];
-  char* stages = reinterpret_cast<char*>(ring);
+  auto* stages = reinterpret_cast<char*>(dynamic_shared());
   wait_for_previous();
   let_next_start();
   const Encode& c = p.call;

@@ -9,7 +9,10 @@
 
 #include <cuda_runtime.h>
 
+#include <utility>
+
 #include "core/status.h"
+#include "cuda/simt.cuh"
 #include "cuda/steer_cuda.h"
 
 namespace daco::cuda {
@@ -34,6 +37,8 @@ struct Launch {
   int cluster = 1;       // blocks along x; 1 unless compute capability is 9.0 or later
   bool overlap = false;  // may start while the kernel before it runs
 };
+
+#if defined(__CUDACC__)
 
 template <class... P, class... A>
 Status launch(const Launch& how, const Device& device, Stream stream, void (*kernel)(P...), A&&... arguments) {
@@ -67,5 +72,15 @@ Status launch(const Launch& how, const Device& device, Stream stream, void (*ker
   return make_status(Code::kDevice, "%s: the CUDA runtime answered error %d (%s)", how.what,
                      static_cast<int>(error), cudaGetErrorString(error));
 }
+
+#else
+
+template <class... P, class... A>
+Status launch(const Launch& how, const Device&, Stream, void (*kernel)(P...), A&&... arguments) {
+  simt::launch(how.grid, how.cluster, how.threads, how.shared, [&] { kernel(arguments...); });
+  return {};
+}
+
+#endif
 
 }  // namespace daco::cuda

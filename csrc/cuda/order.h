@@ -3,10 +3,12 @@
 
 #include <cstdint>
 
+#if !defined(DACO_BOTH)
 #if defined(__CUDACC__)
 #define DACO_BOTH __host__ __device__ __forceinline__
 #else
 #define DACO_BOTH inline
+#endif
 #endif
 
 namespace daco::cuda {

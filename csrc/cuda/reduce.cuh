@@ -3,21 +3,11 @@
 
 #include <cstdint>
 
+#include "cuda/simt.cuh"
+
 namespace daco::cuda {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
-
-__device__ __forceinline__ double warp_sum(double x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
-  return x;
-}
-
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
-  return x;
-}
 
 // Sum over the block, the same in every thread. `slots` holds one double a warp; the barrier at the start
 // lets it be used again at once.

@@ -18,11 +18,18 @@ __device__ inline void report_nothing(const Rows& op, int64_t t, float dose) {
   }
 }
 
-// A place in the ranking; -1 marks strengths below every code's.
+// An entry of the ranking, at `place` of the list.
 struct Ranked {
-  float strength = -1.f;
-  int32_t index = INT32_MAX;
-  int32_t place = -1;
+  float strength;
+  int32_t index;
+  int32_t place;
+};
+
+// Shared memory of a ranking.
+struct Ranking {
+  float strength[kRankedAtOnce];
+  int32_t index[kRankedAtOnce];
+  Ranked slots[32];
 };
 
 __device__ inline bool ahead(const Ranked& a, const Ranked& b) {
@@ -51,11 +58,11 @@ __device__ inline Ranked block_first(Ranked mine, Ranked* slots) {
 
 // Ranks the row's codes by strength, ties to the lower index, and writes the first k_out. Strengths, -1 where
 // a list's entry is no code, were written by threads of this block.
-__device__ inline void report_support(const Rows& op, const Codes& codes, int64_t t, int32_t count) {
+__device__ inline void report_support(const Rows& op, const Codes& codes, int64_t t, int32_t count,
+                                      Ranking& ranking) {
   if (op.k_out == 0) return;
-  __shared__ float strength[kRankedAtOnce];
-  __shared__ int32_t index[kRankedAtOnce];
-  __shared__ Ranked slots[32];
+  float* strength = ranking.strength;
+  int32_t* index = ranking.index;
   const int64_t row = t * codes.capacity;
   int32_t* out_index = op.support_index + t * op.k_out;
   float* out_value = op.support_value + t * op.k_out;
@@ -81,19 +88,14 @@ __device__ inline void report_support(const Rows& op, const Codes& codes, int64_
     shown = present < op.k_out ? present : op.k_out;
   } else {
     // Long lists, of coders without a limit: one place after the other, each the first behind the last.
-    Ranked last;
-    last.strength = __int_as_float(0x7f800000);
-    last.index = -1;
+    Ranked last{__uint_as_float(0x7f800000u), -1, -1};  // ahead of every code
     for (; shown < op.k_out; ++shown) {
-      Ranked mine;
+      Ranked mine{-1.f, INT32_MAX, -1};  // behind every code
       for (int32_t i = threadIdx.x; i < count; i += blockDim.x) {
-        Ranked here;
-        here.strength = codes.strength[row + i];
-        here.index = codes.index[row + i];
-        here.place = i;
+        const Ranked here{codes.strength[row + i], codes.index[row + i], i};
         if (ahead(last, here) && ahead(here, mine)) mine = here;
       }
-      const Ranked next = block_first(mine, slots);
+      const Ranked next = block_first(mine, ranking.slots);
       if (next.place < 0 || !(next.strength >= 0.f)) break;
       if (threadIdx.x == 0) {
         out_index[shown] = next.index;

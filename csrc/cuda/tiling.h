@@ -95,7 +95,7 @@ inline MmaTiling mma_tiling(int64_t rows, int64_t atoms, DType weight, const Dev
 
 constexpr int kEditThreads = 256;
 constexpr int kEditVector = 8;  // columns that a thread handles at once
-constexpr int64_t kEditStatic = 18 * 1024;  // shared memory of a block that does not grow with the slice
+constexpr int64_t kEditStatic = 18 * 1024;  // bytes at the start of shared memory that do not grow with a slice
 
 struct EditTiling {
   int blocks = 1;     // per row: the cluster
@@ -112,12 +112,13 @@ inline EditTiling edit_tiling(int64_t rows, int64_t dim, const Device& device, i
     const int64_t vectors = t.slice / kEditVector;
     t.lanes = 32;
     while (t.lanes < kEditThreads && t.lanes < vectors) t.lanes *= 2;
-    t.shared = static_cast<size_t>(t.slice * (1 + kEditThreads / t.lanes)) * sizeof(float);
+    t.shared = static_cast<size_t>(kEditStatic) +
+               static_cast<size_t>(t.slice * (1 + kEditThreads / t.lanes)) * sizeof(float);
   };
   const int top = device.compute >= 90 ? largest : 1;
   describe(1);
   while (t.blocks < top && ((t.slice > 128 && rows * t.blocks * 2 <= 4 * device.multiprocessors) ||
-                            static_cast<int64_t>(t.shared) + kEditStatic > device.shared_bytes)) {
+                            static_cast<int64_t>(t.shared) > device.shared_bytes)) {
     describe(t.blocks * 2);
   }
   return t;
@@ -125,7 +126,7 @@ inline EditTiling edit_tiling(int64_t rows, int64_t dim, const Device& device, i
 
 // Whether a row's slice fits in shared memory at all.
 inline bool edit_fits(const EditTiling& t, const Device& device) {
-  return static_cast<int64_t>(t.shared) + kEditStatic <= device.shared_bytes;
+  return static_cast<int64_t>(t.shared) <= device.shared_bytes;
 }
 
 // ---- rows that go through the stages together, so that the workspace stays small
