@@ -152,7 +152,7 @@ struct Descriptions {
                 l.operation_set(operation, kTransposeA, &kTransposed, sizeof kTransposed) == 0 &&
                 l.layout_create(&w, data_type(p.w_type), d, m, p.d) == 0 &&
                 l.layout_create(&x, data_type(p.x_type), d, rows, p.x_stride) == 0 &&
-                l.layout_create(&out, CUDA_R_32F, m, rows, p.out_stride) == 0 &&
+                l.layout_create(&out, CUDA_R_32F, m, rows, p.out_stride > 0 ? p.out_stride : p.m) == 0 &&
                 l.preference_create(&preference) == 0 &&
                 l.preference_set(preference, kMostScratch, &scratch, sizeof scratch) == 0;
     for (int i = 0; good && i < 4; ++i) {

@@ -22,7 +22,7 @@ struct Product {
   int64_t m = 0;
   int64_t d = 0;
   float* out = nullptr;
-  int64_t out_stride = 0;
+  int64_t out_stride = 0;  // 0: m
 };
 
 // Whether the library serves this pair of types: equal ones of fp32, fp16 and bf16.

@@ -6,6 +6,7 @@
 #include "core/validate.h"
 #include "cuda/gemm.h"
 #include "cuda/layout.h"
+#include "cuda/sae_plan.h"
 #include "cuda/tiling.h"
 
 namespace daco::cuda {
@@ -99,7 +100,7 @@ PursuitBuffers carve(const SteerPursuit& op, const PursuitLayout& layout, void* 
   b.length = carver.take<float>(elastic ? m : 0);
   b.state = carver.take<unsigned char>(stepped ? rows * layout.state_bytes : 0);
   b.codes = carver.take<unsigned char>(static_cast<int64_t>(codes_bytes(rows, b.capacity, op.k_out)));
-  b.scratch = carver.take<unsigned char>(static_cast<int64_t>(kLibraryScratch));
+  b.scratch = carver.take<unsigned char>(rows >= kLibraryRows ? static_cast<int64_t>(kLibraryScratch) : 0);
   b.bytes = carver.used();
   return b;
 }

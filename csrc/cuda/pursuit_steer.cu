@@ -5,6 +5,7 @@
 #include "cuda/encode.h"
 #include "cuda/gemm.h"
 #include "cuda/pursuit_launch.h"
+#include "cuda/sae_plan.h"
 
 namespace daco::cuda {
 namespace {
@@ -59,7 +60,7 @@ Status correlate(const Call& call, const Rows& part, const void* x, DType type, 
   const SteerPursuit& op = call.op;
   const int64_t m = atoms_of(op);
   *bias = nullptr;
-  if (part.rows > kMmaManyRows && library_serves(type, op.weight)) {
+  if (part.rows >= kLibraryRows && library_serves(type, op.weight)) {
     const Product p{x, x_stride, type, op.analysis, op.weight, part.rows, m, op.dim, out, padded_atoms(m)};
     if (library_product(p, call.device.index, call.buffers.scratch, call.stream)) {
       *bias = op.bias;
@@ -81,8 +82,8 @@ Status correlate(const Call& call, const Rows& part, const void* x, DType type, 
   encode.atoms = m;
   encode.y = out;
   encode.y_stride = padded_atoms(m);
-  // One row is bound by memory on either unit, and the fp32 units start sooner.
-  if (part.rows > 1 && mma_takes(type, op.weight, op.dim, x_stride) && aligned(x) && aligned(op.analysis)) {
+  const int64_t step = part.rows > 1 ? x_stride : 8;
+  if (mma_takes(type, op.weight, op.dim, step) && aligned(x) && aligned(op.analysis)) {
     const MmaTiling tiling = mma_tiling(part.rows, m, op.weight, call.device);
     if (tiling.rows > 0) return launch_encode_mma(encode, tiling, call.device, call.stream);
   }
@@ -194,6 +195,11 @@ Status run(const Call& call) {
 Status plan(const SteerPursuit& op, const Device& device, Plan* plan) {
   Status status = validate_shape(op);
   if (status.ok()) status = check_supported(op);
+  if (status.ok() && !edit_fits(edit_tiling(op.rows, op.dim, device), device)) {
+    return make_status(Code::kUnsupported,
+                       "SteerPursuit: z: a row of d=%lld does not fit into the shared memory of this device",
+                       static_cast<long long>(op.dim));
+  }
   if (!status.ok()) return status;
   *plan = Plan{};
   plan->device = device;
@@ -204,7 +210,7 @@ Status plan(const SteerPursuit& op, const Device& device, Plan* plan) {
   }
   plan->workspace_bytes = op.rows == 0 ? 0 : bytes;
   // Opened now, because a launch may be part of a capture.
-  if (device.index >= 0) library_ready(device.index);
+  if (device.index >= 0 && op.rows >= kLibraryRows) library_ready(device.index);
   switch (lay_out(op, device, op.gram != nullptr, asked_cluster()).path) {
     case PursuitPath::kResident:
       plan->variant = "Batch-OMP, a cluster a row";

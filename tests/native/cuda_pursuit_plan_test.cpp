@@ -115,7 +115,8 @@ TEST(pieces_of_the_workspace_do_not_overlap) {
             end = at + bytes;
           }
           CHECK(static_cast<size_t>(end - base) <= b.bytes);
-          CHECK(b.start != nullptr && b.codes != nullptr && b.scratch != nullptr);
+          CHECK(b.start != nullptr && b.codes != nullptr);
+          CHECK(b.scratch == nullptr);  // few rows do without the matrix library
           CHECK((l.path == PursuitPath::kStepped) == (b.state != nullptr));
         }
       }

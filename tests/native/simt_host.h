@@ -118,9 +118,10 @@ inline void launch(int64_t grid, int blocks, int threads, size_t shared_bytes, u
         if (m.fibers[i].wait == Wait::kNone) order.push_back(i);
       }
       // A hasty block passes its own barriers while its peers have not moved.
-      const bool ready = std::any_of(order.begin(), order.end(),
-                                     [&](size_t i) { return m.fibers[i].block == favoured; });
-      if (!ready && !order.empty() && (release(Wait::kWarp, 32) || release(Wait::kBlock, static_cast<size_t>(threads)))) {
+      const bool ready =
+          std::any_of(order.begin(), order.end(), [&](size_t i) { return m.fibers[i].block == favoured; });
+      if (!ready && !order.empty() &&
+          (release(Wait::kWarp, 32) || release(Wait::kBlock, static_cast<size_t>(threads)))) {
         continue;
       }
       if (order.empty()) {
