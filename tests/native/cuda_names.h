@@ -1,5 +1,5 @@
-// CUDA's own names for what simt_host.h schedules, so that kernels written with them compile as plain C++: every
-// .cu file of the SAE path is built with this header before its first line.
+// CUDA's own names for what simt_host.h schedules, so that kernels written with them compile as plain C++:
+// every .cu file of the SAE path is built with this header before its first line.
 #pragma once
 
 #include <cuda_bf16.h>

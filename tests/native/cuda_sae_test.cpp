@@ -1,5 +1,6 @@
-// The GPU kernels of SteerSae and SteerAffine, run on the CPU by a scheduler of fibers, against the CPU kernels on
-// the same numbers: every pair of types, both encoders, one and several blocks a row, awkward sizes, broken rows.
+// The GPU kernels of SteerSae and SteerAffine, run on the CPU by a scheduler of fibers, against the CPU
+// kernels on the same numbers: every pair of types, both encoders, one and several blocks a row, awkward
+// sizes, broken rows.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
@@ -153,7 +154,8 @@ Results run_cpu(const Op& op) {
     to->resize(from.size() / 4);
     if (!from.empty()) std::memcpy(to->data(), from.data(), from.size());
   };
-  copy(bytes.out, &r.out), copy(bytes.doses, &r.doses), copy(bytes.index, &r.index), copy(bytes.value, &r.value);
+  copy(bytes.out, &r.out), copy(bytes.doses, &r.doses), copy(bytes.index, &r.index),
+      copy(bytes.value, &r.value);
   return r;
 }
 
@@ -172,11 +174,14 @@ void compare(const Results& got, const Results& want, const daco::Rows& op, cons
     }
     bool same = true;
     for (int64_t i = 0; i < op.dim; ++i) {
-      same = same && near(got.out[t * op.dim + i], want.out[t * op.dim + i], rounding, 3e-5f * largest + 1e-6f);
+      same =
+          same && near(got.out[t * op.dim + i], want.out[t * op.dim + i], rounding, 3e-5f * largest + 1e-6f);
     }
-    for (int64_t i = 2 * t; i < 2 * t + 2; ++i) same = same && near(got.doses[i], want.doses[i], 1e-4f, 1e-5f);
+    for (int64_t i = 2 * t; i < 2 * t + 2; ++i)
+      same = same && near(got.doses[i], want.doses[i], 1e-4f, 1e-5f);
     for (int64_t i = t * op.k_out; i < (t + 1) * op.k_out; ++i) {
-      same = same && got.index[i] == want.index[i] && near(got.value[i], want.value[i], 2e-5f, 2e-5f * largest);
+      same =
+          same && got.index[i] == want.index[i] && near(got.value[i], want.value[i], 2e-5f, 2e-5f * largest);
     }
     if (!same) check::fail(__FILE__, __LINE__, what + ": row " + std::to_string(t) + " differs");
   }
@@ -190,7 +195,9 @@ void disturb(Operands* o, DType activation) {
     switch (t % 8) {
       case 3: std::fill(z, z + d, 0.f); break;
       case 4: z[t % d] = t % 16 == 4 ? NAN : -INFINITY; break;
-      case 5: o->slots[static_cast<size_t>(t)] = t % 16 == 5 ? -1 : static_cast<int32_t>(o->shape.policies); break;
+      case 5:
+        o->slots[static_cast<size_t>(t)] = t % 16 == 5 ? -1 : static_cast<int32_t>(o->shape.policies);
+        break;
       case 6:
         if (activation != DType::kF16) {
           for (int64_t i = 0; i < d; ++i) z[i] *= 1e16f;
@@ -226,14 +233,14 @@ void check_types(Op op, Operands* o, DType activation, DType weight, const daco:
   compare(run_cuda(op, on, o->shape.dim % 2 == 0), run_cpu(exact), op, what);
 }
 
-void check_sae(SaeCoder coder, Shape shape, DType activation, DType weight, unsigned seed, int processors = 4) {
+void check_sae(SaeCoder coder, Shape shape, DType activation, DType weight, unsigned seed,
+               int processors = 4) {
   Operands o(shape, seed);
-  const std::string what = std::string(daco::name_of(coder)) + ", rows " + std::to_string(shape.rows) + ", d " +
-                           std::to_string(shape.dim) + ", m " + std::to_string(shape.atoms) + ", " +
+  const std::string what = std::string(daco::name_of(coder)) + ", rows " + std::to_string(shape.rows) +
+                           ", d " + std::to_string(shape.dim) + ", m " + std::to_string(shape.atoms) + ", " +
                            daco::name_of(activation) + " by " + daco::name_of(weight);
-  check_types(o.sae(coder), &o, activation, weight, device(processors), what, [](daco::SteerSae* op, const void* w) {
-    op->enc = op->dec = w;
-  });
+  check_types(o.sae(coder), &o, activation, weight, device(processors), what,
+              [](daco::SteerSae* op, const void* w) { op->enc = op->dec = w; });
 }
 
 std::vector<int32_t> largest(const std::vector<float>& y, int64_t k) {
@@ -285,8 +292,8 @@ TEST(topk_in_every_pair_of_types) {
   for (DType weight : kWeights) {
     for (DType activation : kFloats) {
       check_sae(SaeCoder::kTopK, Shape{21, 64, 150, 5, 7, 9}, activation, weight, ++seed);
-      check_sae(SaeCoder::kTopK, Shape{1 + static_cast<int64_t>(seed % 3), 48, 37, 4, 37, 2}, activation, weight,
-                ++seed);
+      check_sae(SaeCoder::kTopK, Shape{1 + static_cast<int64_t>(seed % 3), 48, 37, 4, 37, 2}, activation,
+                weight, ++seed);
     }
   }
 }
@@ -367,7 +374,8 @@ TEST(long_code_lists_report_a_ranked_support) {
 TEST(affine_edits) {
   for (int64_t rank : {1, 3, 130}) {
     for (DType weight : kFloats) {
-      for (daco::AffinePhi phi : {daco::AffinePhi::kIdentity, daco::AffinePhi::kRelu, daco::AffinePhi::kClamp}) {
+      for (daco::AffinePhi phi :
+           {daco::AffinePhi::kIdentity, daco::AffinePhi::kRelu, daco::AffinePhi::kClamp}) {
         const Shape shape{11, 37, rank, 5, 0, 0};
         Operands o(shape, 70 + static_cast<unsigned>(rank));
         disturb(&o, DType::kBF16);
@@ -433,9 +441,11 @@ TEST(workspaces_stay_small_and_pieces_apart) {
     for (SaeCoder coder : {SaeCoder::kTopK, SaeCoder::kRelu}) {
       op.coder = coder;
       const daco::cuda::SaeLayout layout = daco::cuda::lay_out(op, device(), true);
-      CHECK(layout.window >= 1 && layout.window <= rows && layout.capacity == (coder == SaeCoder::kTopK ? 8 : 100));
+      CHECK(layout.window >= 1 && layout.window <= rows &&
+            layout.capacity == (coder == SaeCoder::kTopK ? 8 : 100));
       const daco::cuda::SaeBuffers b = daco::cuda::carve(op, layout, reinterpret_cast<void*>(uintptr_t{256}));
-      CHECK(reinterpret_cast<char*>(b.codes) >= reinterpret_cast<char*>(b.y + layout.window * layout.y_stride));
+      CHECK(reinterpret_cast<char*>(b.codes) >=
+            reinterpret_cast<char*>(b.y + layout.window * layout.y_stride));
       CHECK(b.bytes < (size_t{300} << 20));
       if (coder == SaeCoder::kTopK) {
         CHECK(b.bytes >= last);
