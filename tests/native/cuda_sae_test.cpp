@@ -31,8 +31,7 @@ void check_sae(SaeCoder coder, Shape shape, DType activation, DType weight, unsi
   const std::string what = std::string(daco::name_of(coder)) + ", rows " + std::to_string(shape.rows) +
                            ", d " + std::to_string(shape.dim) + ", m " + std::to_string(shape.atoms) + ", " +
                            daco::name_of(activation) + " by " + daco::name_of(weight);
-  check_types(o.sae(coder), &o, activation, weight, device(processors), what,
-              [](daco::SteerSae* op, const void* w) { op->enc = op->dec = w; });
+  check_types(o.sae(coder), &o, activation, weight, device(processors), what);
 }
 
 std::vector<int32_t> largest(const std::vector<float>& y, int64_t k) {
