@@ -123,6 +123,26 @@ TEST(one_row_is_spread_over_a_cluster) {
   check_sae(SaeCoder::kTopK, Shape{2, 1100, 40, 4, 12, 5}, DType::kBF16, DType::kI8, 51, 132);
 }
 
+TEST(devices_without_clusters_and_with_little_shared_memory) {
+  daco::cuda::Device old = device();
+  old.compute = 86;
+  old.shared_bytes = 99 * 1024;
+  for (DType weight : {DType::kBF16, DType::kI8}) {
+    for (int64_t rows : {1, 20}) {
+      Operands o(Shape{rows, 1200, 40, 4, 12, 5}, 55);
+      check_types(o.sae(SaeCoder::kTopK), &o, DType::kBF16, weight, old, "an older device");
+    }
+  }
+  // A row wider than one launch stages.
+  old.shared_bytes = 32 * 1024;
+  Operands wide(Shape{1, 7700, 12, 3, 4, 2}, 57);
+  old.compute = 90;
+  CHECK(daco::cuda::dot_tiling(1, 7700, 12, DType::kF32, true, old).columns < 7700);
+  for (SaeCoder coder : {SaeCoder::kTopK, SaeCoder::kJumpRelu}) {
+    check_types(wide.sae(coder), &wide, DType::kF32, DType::kF32, old, "several launches a row");
+  }
+}
+
 TEST(selection_is_exact_on_hard_data) {
   std::mt19937 engine(9);
   std::normal_distribution<float> normal;
