@@ -1,10 +1,10 @@
 // Launching, and the hand-over from one kernel of a call to the next.
 //
 // On compute capability 9.0 and later a kernel may be put on the device while the one before it still runs
-// (programmatic dependent launch), which hides its start. The rule that keeps this safe: every thread of every
-// kernel passes wait_for_previous() before it returns and before it touches anything an earlier kernel of the
-// call writes, or writes anything an earlier kernel reads. A kernel is then complete only after all before
-// it. The first kernel of a call is launched without overlap, so operands are ready from its start.
+// (programmatic dependent launch), which hides its start. The rule that keeps this safe: every thread of
+// every kernel passes wait_for_previous() before it returns and before it touches anything an earlier kernel
+// of the call writes, or writes anything an earlier kernel reads. A kernel is then complete only after all
+// before it. The first kernel of a call is launched without overlap, so operands are ready from its start.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -41,7 +41,8 @@ struct Launch {
 #if defined(__CUDACC__)
 
 template <class... P, class... A>
-Status launch(const Launch& how, const Device& device, Stream stream, void (*kernel)(P...), A&&... arguments) {
+Status launch(const Launch& how, const Device& device, Stream stream, void (*kernel)(P...),
+              A&&... arguments) {
   cudaLaunchConfig_t config = {};
   config.gridDim = how.grid;
   config.blockDim = dim3(static_cast<unsigned>(how.threads));
@@ -65,6 +66,10 @@ Status launch(const Launch& how, const Device& device, Stream stream, void (*ker
   if (how.shared > 48 * 1024) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(how.shared));
+  }
+  // More than eight blocks are beyond what every device promises.
+  if (error == cudaSuccess && how.cluster > 8) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
   if (error == cudaSuccess) return {};
