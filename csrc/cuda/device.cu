@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/codes.cuh"
+#include "cuda/device_scope.h"
 
 namespace daco::cuda {
 namespace {
@@ -45,6 +46,17 @@ Status properties(int index, Device* device) {
 Status launched(const char* what) {
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? Status{} : runtime_error(what, error);
+}
+
+// Failures show at the next launch, which reports them.
+DeviceScope::DeviceScope(int device) {
+  int current = device;
+  if (cudaGetDevice(&current) != cudaSuccess || current == device) return;
+  if (cudaSetDevice(device) == cudaSuccess) before_ = current;
+}
+
+DeviceScope::~DeviceScope() {
+  if (before_ >= 0) cudaSetDevice(before_);
 }
 
 }  // namespace daco::cuda

@@ -18,8 +18,7 @@ SaeLayout lay_out(const SteerSae& op, const Device& device, bool library) {
                       mma_tiling(layout.window, op.atoms, op.weight, device).rows > 0;
   if (!topk) {
     layout.path = SaePath::kWatched;
-  } else if (library && layout.window >= kLibraryRows && op.atoms == layout.y_stride &&
-             library_serves(op.activation, op.weight)) {
+  } else if (library && layout.window >= kLibraryRows && library_serves(op.activation, op.weight)) {
     layout.path = SaePath::kLibrary;
   } else {
     layout.path = tensor ? SaePath::kTensor : SaePath::kVector;

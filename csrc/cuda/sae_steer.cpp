@@ -72,6 +72,7 @@ Status encode(const SteerSae& op, const SaeLayout& layout, const SaeBuffers& buf
     p.m = op.atoms;
     p.d = op.dim;
     p.out = buffers.y;
+    p.out_stride = layout.y_stride;
     if (library_product(p, device.index, buffers.scratch, stream)) {
       *bias = op.enc_bias;
       return {};
