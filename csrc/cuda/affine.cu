@@ -1,7 +1,7 @@
-// Affine edits of low rank, one cluster of blocks a row: each block measures its columns, the cluster adds up the
-// r measurements, and each block writes its columns. A policy's matrices are small and stay in the L2 cache.
+// Affine edits of low rank, one cluster of blocks a row: each block measures its columns, the cluster adds up
+// the r measurements, and each block writes its columns. A policy's matrices are small and stay in the L2
+// cache.
 #include "cuda/affine.h"
-
 #include "cuda/finish.cuh"
 
 namespace daco::cuda {
@@ -80,8 +80,8 @@ __global__ void __launch_bounds__(kEditThreads, 4) affine(const Call p) {
     if (look.broken || !edits) break;
     float inner = 0.f;
     if (tid < count) {
-      inner = apply(op, static_cast<float>(s.exchange.total(turn, tid, blocks)) +
-                            op.a_bias[slot * r + base + tid]);
+      inner = apply(
+          op, static_cast<float>(s.exchange.total(turn, tid, blocks)) + op.a_bias[slot * r + base + tid]);
       s.inner[tid] = inner;
     }
     moves |= __syncthreads_or(inner != 0.f) != 0;

@@ -7,7 +7,8 @@
 namespace daco::cuda {
 
 // Sums over the blocks of a cluster, `kValues` at a time, added in order of rank: every block gets the same
-// bits. Two buffers take turns. A block writes to one only after a barrier that all passed after they read it.
+// bits. Two buffers take turns. A block writes to one only after a barrier that all passed after they read
+// it.
 template <int kValues>
 struct Exchange {
   double buffer[2][kValues];
@@ -18,7 +19,8 @@ struct Exchange {
   __device__ void publish() { cluster_sync(); }
   __device__ double total(int turn, int value, int blocks) {
     double sum = 0;
-    for (int rank = 0; rank < blocks; ++rank) sum += in_block(buffer[turn & 1], static_cast<unsigned>(rank))[value];
+    for (int rank = 0; rank < blocks; ++rank)
+      sum += in_block(buffer[turn & 1], static_cast<unsigned>(rank))[value];
     return sum;
   }
 };

@@ -15,10 +15,10 @@ namespace daco::cuda {
 // may leave anything whatever, as long as it stays inside its buffers, for a row that is not finite.
 // A null `count` means that no row has a code.
 struct Codes {
-  int32_t* count = nullptr;    // [T]
-  int32_t* index = nullptr;    // [T, capacity]
-  float* value = nullptr;      // [T, capacity]
-  float* strength = nullptr;   // [T, capacity] scratch of the edit stage, needed only when k_out > 0
+  int32_t* count = nullptr;   // [T]
+  int32_t* index = nullptr;   // [T, capacity]
+  float* value = nullptr;     // [T, capacity]
+  float* strength = nullptr;  // [T, capacity] scratch of the edit stage, needed only when k_out > 0
   int64_t capacity = 0;
 };
 
@@ -31,7 +31,8 @@ Codes carve_codes(void* base, int64_t rows, int64_t capacity, int32_t k_out);
 // is the decoder or dictionary [m, d] of type op.weight; row 1 of op.scales applies to it. Rows 0 .. op.rows
 // of the call are done; out may be z. Everything that earlier kernels of the call wrote on this stream is
 // visible to it.
-Status launch_edit(const Rows& op, const void* atoms, const Codes& codes, const Device& device, Stream stream);
+Status launch_edit(const Rows& op, const void* atoms, const Codes& codes, const Device& device,
+                   Stream stream);
 
 // kDevice with the runtime's number and text when the last launch on this thread failed. `what` names it.
 Status launched(const char* what);

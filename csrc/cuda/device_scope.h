@@ -1,5 +1,5 @@
-// Makes a device the current one while an object lives, for hosts whose current device may be another than that
-// of the tensors they pass.
+// Makes a device the current one while an object lives, for hosts whose current device may be another than
+// that of the tensors they pass.
 #pragma once
 
 namespace daco::cuda {

@@ -1,5 +1,5 @@
-// The edit: a cluster of blocks a row, each with a slice of the columns. Codes come in batches. For a batch the
-// blocks read their slice of the atoms that matter, take partial norms, agree on whole ones, and add what
+// The edit: a cluster of blocks a row, each with a slice of the columns. Codes come in batches. For a batch
+// the blocks read their slice of the atoms that matter, take partial norms, agree on whole ones, and add what
 // passes the deadband. Then they agree on |delta|, |z'| and |z' - z| as far as the policy asks for them.
 // Sums of squares are taken in fp64 because rows and atoms may reach 1e38, whose squares fp32 cannot hold.
 #include <cmath>
@@ -116,8 +116,8 @@ __device__ void gather(const Call& p, int64_t t, int32_t slot, int32_t base, int
   __syncthreads();
 }
 
-// Reads this block's slice of the batch's atoms. kSquares: partial sums of squares. kAdd: delta += amount * atom;
-// each group of lanes adds its own atoms, into its own copy of the slice.
+// Reads this block's slice of the batch's atoms. kSquares: partial sums of squares. kAdd: delta += amount *
+// atom; each group of lanes adds its own atoms, into its own copy of the slice.
 template <DType W, bool kSquares, bool kAdd>
 __device__ void read_atoms(const Call& p, int64_t first, Shared& s, float* parts) {
   const Rows& op = p.op;
@@ -139,8 +139,8 @@ __device__ void read_atoms(const Call& p, int64_t first, Shared& s, float* parts
       for (int a = 0; a < kAhead; ++a) {
         const int j = j0 + a * groups;
         if (inside && j < count && (kSquares || s.batch.amount[j] != 0.f)) {
-          load_atom<W>(static_cast<const char*>(p.atoms) + s.batch.atom[j] * row_bytes, first + column, op.dim,
-                       p.vectors, x[a]);
+          load_atom<W>(static_cast<const char*>(p.atoms) + s.batch.atom[j] * row_bytes, first + column,
+                       op.dim, p.vectors, x[a]);
         } else {
 #pragma unroll
           for (int e = 0; e < kEditVector; ++e) x[a][e] = 0.f;
@@ -285,7 +285,8 @@ Status launch_edit(const Rows& op, const void* atoms, const Codes& codes, const 
   call.tiling = edit_tiling(op.rows, op.dim, device);
   const auto row_bytes = op.dim * static_cast<int64_t>(size_of(op.weight));
   const size_t word = std::min<size_t>(16, kEditVector * size_of(op.weight));
-  call.vectors = reinterpret_cast<uintptr_t>(atoms) % word == 0 && row_bytes % static_cast<int64_t>(word) == 0;
+  call.vectors =
+      reinterpret_cast<uintptr_t>(atoms) % word == 0 && row_bytes % static_cast<int64_t>(word) == 0;
   Launch how;
   how.what = "edit";
   how.grid = dim3(static_cast<unsigned>(op.rows * call.tiling.blocks));

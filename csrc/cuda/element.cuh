@@ -89,7 +89,6 @@ __device__ __forceinline__ float element(const void* row, int64_t i) {
   }
 }
 
-
 // Weights are read once: they should not push rows and pre-activations out of the L1 cache.
 __device__ __forceinline__ uint4 load_streaming(const void* address) {
 #if defined(__CUDACC__)

@@ -1,6 +1,7 @@
-// Pre-activations on the fp32 units. Every weight row is read once per block of 1, 4 or 8 rows of z, in 16-byte
-// pieces with several in flight per thread; rows of z lie in shared memory as fp32. For one row of z this is
-// bound by memory; for more it serves what the tensor cores cannot take, and the latents that a policy watches.
+// Pre-activations on the fp32 units. Every weight row is read once per block of 1, 4 or 8 rows of z, in
+// 16-byte pieces with several in flight per thread; rows of z lie in shared memory as fp32. For one row of z
+// this is bound by memory; for more it serves what the tensor cores cannot take, and the latents that a
+// policy watches.
 #include "cuda/element.cuh"
 #include "cuda/encode.h"
 #include "cuda/launch.cuh"
@@ -11,9 +12,9 @@ namespace {
 
 struct Panel {
   Encode call;
-  int64_t first = 0;     // column
-  int64_t count = 0;     // columns of this launch
-  int64_t columns = 0;   // of a staged row, padded with zeros
+  int64_t first = 0;    // column
+  int64_t count = 0;    // columns of this launch
+  int64_t columns = 0;  // of a staged row, padded with zeros
   int64_t group = 0;
   bool vectors = false;  // pieces of every weight row are 16-byte aligned
   bool last = false;     // of the panels
@@ -62,7 +63,9 @@ __device__ __forceinline__ void multiply(const float (&w)[kLatents][kPer], const
 }
 
 template <DType W, int kRows>
-__global__ void __launch_bounds__(kDotThreads, kRows == 1 ? 3 : kRows == 4 ? 2 : 1) encode_dot(const Panel p) {
+__global__ void __launch_bounds__(kDotThreads, kRows == 1   ? 3
+                                               : kRows == 4 ? 2
+                                                            : 1) encode_dot(const Panel p) {
   constexpr int kPer = kPiece<W>;
   constexpr int kLatents = kRows > 1 && kPer < 16 ? 4 : 2;  // weight rows of a warp at once
   constexpr int kAhead = 8 / kLatents;                      // pieces of each that are in flight
@@ -190,7 +193,8 @@ Status launch_encode_dot(const Encode& call, const DotTiling& tiling, const Devi
   const auto size = static_cast<int64_t>(size_of(call.weight));
   Launch how;
   how.what = "encode";
-  how.grid = dim3(static_cast<unsigned>(tiling.blocks), static_cast<unsigned>(ceil_div(call.rows, tiling.rows)));
+  how.grid =
+      dim3(static_cast<unsigned>(tiling.blocks), static_cast<unsigned>(ceil_div(call.rows, tiling.rows)));
   how.threads = kDotThreads;
   how.shared = tiling.shared;
   Status status;

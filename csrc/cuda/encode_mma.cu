@@ -1,7 +1,7 @@
-// Pre-activations on the tensor cores: y[t, i] = sum_d z[t, d] * E[i, d], products exact, sums in fp32. A block
-// streams up to 128 weight rows once, for 16 or 64 rows of z, through a ring of shared-memory stages filled
-// by 16-byte asynchronous copies. Up to about 200 rows of z this is bound by reading the weights, whatever
-// the number of rows.
+// Pre-activations on the tensor cores: y[t, i] = sum_d z[t, d] * E[i, d], products exact, sums in fp32. A
+// block streams up to 128 weight rows once, for 16 or 64 rows of z, through a ring of shared-memory stages
+// filled by 16-byte asynchronous copies. Up to about 200 rows of z this is bound by reading the weights,
+// whatever the number of rows.
 //
 // A dot product does not mind the order of its columns. A lane therefore reads 16 neighbouring bytes of a
 // weight row and the same columns of z, and the columns that an mma calls 2q, 2q+1, 2q+8, 2q+9 are four
@@ -68,12 +68,12 @@ struct Shape {
   static constexpr int kSize = W == DType::kI8 || W == DType::kF8E4M3 ? 1 : 2;
   static constexpr int kRows = 16 * kRowBlocks;
   static constexpr int kStages = kRowBlocks == 1 ? 8 : 4;
-  static constexpr int kColumns = 128 / kSize;        // of a stage
-  static constexpr int kWeightPieces = 8;             // of 16 bytes, per weight row
-  static constexpr int kRowPieces = 2 * 8 / kSize;    // per row of z
+  static constexpr int kColumns = 128 / kSize;      // of a stage
+  static constexpr int kWeightPieces = 8;           // of 16 bytes, per weight row
+  static constexpr int kRowPieces = 2 * 8 / kSize;  // per row of z
   static constexpr int kWeightBytes = 128 * 128;
   static constexpr int kStageBytes = kWeightBytes + kRows * kRowPieces * 16;
-  static constexpr int kWarpRows = kRowBlocks == 1 ? 1 : 2;  // blocks of 16 rows of z, and ...
+  static constexpr int kWarpRows = kRowBlocks == 1 ? 1 : 2;   // blocks of 16 rows of z, and ...
   static constexpr int kWarpTiles = kRowBlocks == 1 ? 2 : 4;  // ... of 8 latents, per warp
 
   __device__ static int weight_at(int row, int piece) { return row * 128 + (piece ^ ((row & 1) << 2)) * 16; }
@@ -153,7 +153,8 @@ __global__ void __launch_bounds__(kMmaThreads, 1) encode_mma(const Tiles p) {
 #pragma unroll
         for (int m = 0; m < S::kWarpRows; ++m) {
           upper[m] = *reinterpret_cast<const uint4*>(stage + S::row_at(first_row + 16 * m + group, piece));
-          lower[m] = *reinterpret_cast<const uint4*>(stage + S::row_at(first_row + 16 * m + group + 8, piece));
+          lower[m] =
+              *reinterpret_cast<const uint4*>(stage + S::row_at(first_row + 16 * m + group + 8, piece));
         }
 #pragma unroll
         for (int n = 0; n < S::kWarpTiles; ++n) {

@@ -1,5 +1,5 @@
-// What every edit of a row begins and ends with: its share of the columns, its norm, rows that need nothing, the
-// dose cap, norm keeping, rounding and doses.
+// What every edit of a row begins and ends with: its share of the columns, its norm, rows that need nothing,
+// the dose cap, norm keeping, rounding and doses.
 #pragma once
 
 #include "core/steer.h"

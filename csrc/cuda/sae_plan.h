@@ -1,5 +1,5 @@
-// How a call of SteerSae is cut into windows of rows, and where its pieces lie in the workspace. Host code only:
-// pure functions of sizes, dtypes, attributes and the device's properties.
+// How a call of SteerSae is cut into windows of rows, and where its pieces lie in the workspace. Host code
+// only: pure functions of sizes, dtypes, attributes and the device's properties.
 #pragma once
 
 #include "cuda/codes.cuh"
@@ -26,9 +26,9 @@ struct SaeLayout {
 };
 
 struct SaeBuffers {
-  float* y = nullptr;        // [window, y_stride]
-  void* codes = nullptr;     // a code list of `window` rows
-  void* scratch = nullptr;   // of the library
+  float* y = nullptr;       // [window, y_stride]
+  void* codes = nullptr;    // a code list of `window` rows
+  void* scratch = nullptr;  // of the library
   size_t bytes = 0;
 };
 

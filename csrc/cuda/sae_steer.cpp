@@ -27,8 +27,9 @@ Status check_workspace(const char* name, const Plan& plan, size_t needed, const 
                        plan.workspace_bytes);
   }
   if (needed > 0 && (workspace == nullptr || reinterpret_cast<uintptr_t>(workspace) % 256 != 0)) {
-    return make_status(Code::kWorkspace, "%s: workspace: expected %zu bytes aligned to 256, got the pointer %p",
-                       name, needed, workspace);
+    return make_status(Code::kWorkspace,
+                       "%s: workspace: expected %zu bytes aligned to 256, got the pointer %p", name, needed,
+                       workspace);
   }
   return {};
 }
@@ -86,8 +87,8 @@ Status encode(const SteerSae& op, const SaeLayout& layout, const SaeBuffers& buf
     const MmaTiling tiling = mma_tiling(op.rows, op.atoms, op.weight, device);
     if (tiling.rows > 0) return launch_encode_mma(call, tiling, device, stream);
   }
-  return launch_encode_dot(call, dot_tiling(op.rows, op.dim, op.atoms, op.weight, call.watched, device), device,
-                           stream);
+  return launch_encode_dot(call, dot_tiling(op.rows, op.dim, op.atoms, op.weight, call.watched, device),
+                           device, stream);
 }
 
 }  // namespace

@@ -53,9 +53,11 @@ struct Row {
   }
 };
 
-// Calls body(key, index) for the entries of this thread: the first pieces from registers, the rest from memory.
+// Calls body(key, index) for the entries of this thread: the first pieces from registers, the rest from
+// memory.
 template <class Body>
-__device__ __forceinline__ void for_my_keys(const uint4 (&kept)[kKept], const Row& y, int64_t m, Body&& body) {
+__device__ __forceinline__ void for_my_keys(const uint4 (&kept)[kKept], const Row& y, int64_t m,
+                                            Body&& body) {
   const int64_t at = static_cast<int64_t>(threadIdx.x) * 4;
 #pragma unroll
   for (int j = 0; j < kKept; ++j) {

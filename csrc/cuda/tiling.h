@@ -41,7 +41,8 @@ inline DotTiling dot_tiling(int64_t rows, int64_t dim, int64_t atoms, DType weig
   // Sectors of the tables hold 8 entries; scattered groups keep runs of watched latents from one block.
   t.group = watched ? 8 : 2;
   const int64_t resident = t.rows == 1 ? 3 : t.rows == 4 ? 2 : 1;
-  const int64_t by_memory = std::max<int64_t>(1, device.shared_bytes / std::max<int64_t>(1, static_cast<int64_t>(t.shared) + 6 * 1024));
+  const int64_t by_memory = std::max<int64_t>(
+      1, device.shared_bytes / std::max<int64_t>(1, static_cast<int64_t>(t.shared) + 6 * 1024));
   t.blocks = std::min(ceil_div(atoms, t.group), device.multiprocessors * std::min(resident, by_memory));
   return t;
 }
@@ -49,7 +50,7 @@ inline DotTiling dot_tiling(int64_t rows, int64_t dim, int64_t atoms, DType weig
 // ---- encode on the tensor cores: 16-bit activations, weights of the same type, int8 or fp8
 
 constexpr int kMmaThreads = 256;
-constexpr int64_t kMmaWeights = 128;    // largest number of latents per block
+constexpr int64_t kMmaWeights = 128;     // largest number of latents per block
 constexpr int64_t kMmaStageBytes = 128;  // of each weight row in a stage
 constexpr int64_t kMmaFewRows = 16;
 constexpr int64_t kMmaManyRows = 64;
@@ -62,8 +63,8 @@ constexpr size_t mma_shared(int64_t rows, size_t weight_bytes) {
 }
 
 struct MmaTiling {
-  int64_t rows = 0;       // of z per block: 16 or 64; 0 when this kernel cannot run
-  int64_t weights = 0;    // latents per block, a multiple of 8
+  int64_t rows = 0;     // of z per block: 16 or 64; 0 when this kernel cannot run
+  int64_t weights = 0;  // latents per block, a multiple of 8
   int64_t row_tiles = 0;
   int64_t weight_tiles = 0;
   size_t shared = 0;
@@ -95,7 +96,8 @@ inline MmaTiling mma_tiling(int64_t rows, int64_t atoms, DType weight, const Dev
 
 constexpr int kEditThreads = 256;
 constexpr int kEditVector = 8;  // columns that a thread handles at once
-constexpr int64_t kEditStatic = 18 * 1024;  // bytes at the start of shared memory that do not grow with a slice
+constexpr int64_t kEditStatic =
+    18 * 1024;  // bytes at the start of shared memory that do not grow with a slice
 
 struct EditTiling {
   int blocks = 1;     // per row: the cluster

@@ -16,6 +16,7 @@ from daco_rt.errors import DacoError
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
 CASES = {
     "pursuit": {"SteerPursuit omp"},
+    "sae": {"SteerSae topk", "SteerSae relu"},
     "decoder_7b": {"unsteered", "ActAdd", "edited latents only", "TopK bf16", "OMP", "TopK, PyTorch hooks"},
 }
 

@@ -350,11 +350,23 @@ def test_gradients_are_refused_not_cut():
         assert not ops.steer_sae(**case, k=8).z.requires_grad
 
 
-def test_cuda_tensors_are_refused():
+def test_cuda_tensors_are_refused_by_a_build_without_kernels(monkeypatch):
+    monkeypatch.setattr("daco_rt.ops.torch_ops._HAS_CUDA", False)
     with FakeTensorMode():
         case = {k: torch.empty(v.shape, dtype=v.dtype, device="cuda") for k, v in tensors("sae").items()}
         with pytest.raises(NotImplementedError, match="this build has no CUDA kernels"):
             ops.steer_sae(**case, k=8)
+
+
+def test_shapes_of_cuda_tensors_and_a_mixture_of_devices(monkeypatch):
+    monkeypatch.setattr("daco_rt.ops.torch_ops._HAS_CUDA", True)
+    with FakeTensorMode():
+        case = {k: torch.empty(v.shape, dtype=v.dtype, device="cuda") for k, v in tensors("sae").items()}
+        assert ops.steer_sae(**case, k=8, k_out=2).support_index.device.type == "cuda"
+    cpu = tensors("sae")
+    cpu["gain"] = torch.empty(cpu["gain"].shape, device="meta")
+    with pytest.raises(ValueError, match=r"steer_sae: all tensors must be on one device, got z on cpu"):
+        ops.steer_sae(**cpu, k=8)
 
 
 def test_importing_ops_is_light():

@@ -1,5 +1,5 @@
-// torch's CUDA library is not linked to: a build for machines with and without one is the same. The one function
-// of it that is needed is looked up in the process, which holds it if any tensor lies on a GPU.
+// torch's CUDA library is not linked to: a build for machines with and without one is the same. The one
+// function of it that is needed is looked up in the process, which holds it if any tensor lies on a GPU.
 #include "adapters/torch/gpu.h"
 
 #include <dlfcn.h>

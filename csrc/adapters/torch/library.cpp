@@ -1,5 +1,5 @@
-// The torch library `daco`: schemas and kernels for CPU and CUDA, on the LibTorch stable ABI, so that one binary
-// serves every torch from 2.11 on. Shapes for tracing (fake tensors) live in daco_rt/ops/torch_ops.py.
+// The torch library `daco`: schemas and kernels for CPU and CUDA, on the LibTorch stable ABI, so that one
+// binary serves every torch from 2.11 on. Shapes for tracing (fake tensors) live in daco_rt/ops/torch_ops.py.
 #include <torch/csrc/stable/library.h>
 
 #include <array>
@@ -69,9 +69,10 @@ void check_place(const std::array<Tensor, N>& tensors) {
   const Place place(tensors[0]);
   for (size_t i = 1; i < N; ++i) {
     if (tensors[i].numel() > 0 && !(Place(tensors[i]) == place))
-      check(make_status(Code::kInvalidArgument,
-                        "daco: all tensors must be on one device, but operand %d is on another than the first",
-                        static_cast<int>(i)));
+      check(
+          make_status(Code::kInvalidArgument,
+                      "daco: all tensors must be on one device, but operand %d is on another than the first",
+                      static_cast<int>(i)));
   }
 }
 

@@ -113,11 +113,9 @@ inline Tensor make(const std::vector<int64_t>& shape, int32_t dtype, const Place
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * (shape[i] > 1 ? shape[i] : 1);
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
-                                                  strides.data(), dtype,
-                                                  place.gpu ? aoti_torch_device_type_cuda()
-                                                            : aoti_torch_device_type_cpu(),
-                                                  place.index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype,
+      place.gpu ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(), place.index, &handle));
   return Tensor(handle);
 }
 
