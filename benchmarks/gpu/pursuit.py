@@ -176,7 +176,8 @@ def rows_of(problem: Problem, bandwidth: float, speed: float) -> Iterator[Row]:
         peer = problem.peer(rows)
         if peer is not None:
             replays["peer"] = peer
-        times = measure.in_turns(replays, rounds=size.rounds)
+        # A prompt's baselines take seconds each.
+        times = measure.in_turns(replays, rounds=size.rounds if rows <= 64 else min(size.rounds, 8))
         nbytes = size.atoms * size.dim * 2
         floor = max(nbytes / bandwidth, 2.0 * rows * size.atoms * size.dim / speed)
         baseline = PEER if "peer" in times else "torch fp32 omp"

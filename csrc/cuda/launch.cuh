@@ -67,6 +67,10 @@ Status launch(const Launch& how, const Device& device, Stream stream, void (*ker
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(how.shared));
   }
+  // More than eight blocks are beyond what every device promises.
+  if (error == cudaSuccess && how.cluster > 8) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
   if (error == cudaSuccess) return {};
   cudaGetLastError();  // or the next launch would report it as its own

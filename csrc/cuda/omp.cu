@@ -29,8 +29,6 @@ Status launch_resident(const OmpArgs& args, const ResidentArgs& resident, DType 
                        const PursuitLayout& layout, int64_t rows, const Device& device, Stream stream) {
   const ResidentKernel kernel = gram_dtype == DType::kF32 ? kernel_for<float>(layout.chunks_a_thread)
                                                           : kernel_for<__half>(layout.chunks_a_thread);
-  // If a device refuses sixteen blocks, the launch says so.
-  if (layout.cluster > 8) cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   Launch how;
   how.what = "pursuit";
   how.grid = dim3(static_cast<unsigned>(rows * layout.cluster));

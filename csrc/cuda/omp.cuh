@@ -142,7 +142,7 @@ DACO_DEVICE Choice best_of_mine(const PursuitState& s, const float (&start)[kChu
     const int cached = n < r.cached ? n : r.cached;
 #pragma unroll 4
     for (int i = 0; i < cached; ++i) subtract(alpha, s.code[i], cache.load(i, local));
-#pragma unroll 2
+#pragma unroll 4
     for (int i = cached; i < n; ++i) {
       subtract(alpha, s.code[i], load_chunk(gram + s.index[i] * m, first_chunk + local, m, r.vectors));
     }

@@ -14,12 +14,14 @@
 #undef __shared__
 #undef __launch_bounds__
 #undef __forceinline__
+#undef __grid_constant__
 #define __global__
 #define __device__
 #define __host__
 #define __shared__ static  // only kernels whose blocks run one after the other use it
 #define __launch_bounds__(...)
 #define __forceinline__ inline
+#define __grid_constant__
 
 namespace daco::cuda {
 

@@ -5,25 +5,39 @@
 
 #include "cuda/select.h"
 #include "cuda/tiling.h"
-#include "cuda_sae_problem.h"
+#include "cuda_case.h"
 
-using cuda_problem::check_types;
-using cuda_problem::compare;
-using cuda_problem::device;
-using cuda_problem::disturb;
-using cuda_problem::kFloats;
-using cuda_problem::kWeights;
-using cuda_problem::Matrix;
-using cuda_problem::matrix;
-using cuda_problem::run_cpu;
-using cuda_problem::run_cuda;
 using daco::Code;
-using daco::DType;
 using daco::SaeCoder;
-using problem::Operands;
-using problem::Shape;
+using namespace cuda_case;
 
 namespace {
+
+// SteerSae in the asked types, and the same numbers in fp32 for the CPU. Encoder and decoder of quantised
+// types are the same bytes under scales that differ.
+void check_types(daco::SteerSae op, Operands* o, DType activation, DType weight, const daco::cuda::Device& on,
+                 const std::string& what) {
+  disturb(o, activation);
+  std::vector<float> scales;
+  const Matrix z = matrix(activation, o->z, o->shape.dim, nullptr);
+  const Matrix weights = matrix(weight, o->atoms, o->shape.dim, &scales);
+  std::vector<float> decoder = weights.exact;
+  const bool quantised = daco::size_of(weight) == 1;
+  for (size_t i = 0, m = scales.size(); i < m; ++i) scales.push_back(1.5f * scales[i]);
+  if (quantised) {
+    for (float& v : decoder) v *= 1.5f;
+  }
+  daco::SteerSae exact = op;
+  exact.z = z.exact.data();
+  exact.enc = weights.exact.data();
+  exact.dec = decoder.data();
+  op.activation = activation;
+  op.weight = weight;
+  op.z = z.raw.data();
+  op.scales = quantised ? scales.data() : nullptr;
+  op.enc = op.dec = weights.raw.data();
+  compare(run_cuda(op, on, o->shape.dim % 2 == 0), run_cpu(exact), op, what);
+}
 
 void check_sae(SaeCoder coder, Shape shape, DType activation, DType weight, unsigned seed,
                int processors = 4) {

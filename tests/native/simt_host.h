@@ -34,6 +34,7 @@ struct Fiber {
   int thread = 0;
   unsigned phase = 0;  // of the warp's exchange buffer
   Wait wait = Wait::kNone;
+  std::vector<std::pair<void*, const void*>> copies;  // under way
 };
 
 struct Machine {
@@ -221,8 +222,14 @@ inline uint32_t warp_ballot(bool x) {
     return bits;
   });
 }
-inline void async_copy16(void* shared, const void* global) { std::memcpy(shared, global, 16); }
-inline void async_wait() {}
+// Copies land when they are waited for, so a read that comes too early sees what was there before.
+inline void async_copy16(void* shared, const void* global) {
+  simt::machine.now->copies.emplace_back(shared, global);
+}
+inline void async_wait() {
+  for (const auto& [to, from] : simt::machine.now->copies) std::memcpy(to, from, 16);
+  simt::machine.now->copies.clear();
+}
 inline void after_previous() {}
 inline void start_next() {}
 inline int count_bits(uint32_t x) { return __builtin_popcount(x); }

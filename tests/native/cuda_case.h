@@ -1,5 +1,5 @@
-// Problems of SteerSae and SteerAffine in every pair of types: run by the GPU's launchers on fenced and
-// poisoned buffers, and compared with the CPU kernels on the same numbers in fp32.
+// Calls of the GPU's launchers on the CPU, where a scheduler of fibers runs their kernels, and of the CPU
+// kernels on the same numbers: operands in every type, broken rows, poisoned and fenced buffers.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,14 +7,18 @@
 #include <cuda_fp8.h>
 
 #include <cstdlib>
+#include <string>
+#include <vector>
 
 #include "cuda/layout.h"
+#include "cuda/steer_cuda.h"
 #include "problem.h"
 
-namespace cuda_problem {
+namespace cuda_case {
 
 using daco::DType;
 using problem::Operands;
+using problem::Shape;
 
 constexpr DType kFloats[] = {DType::kF32, DType::kF16, DType::kBF16};
 constexpr DType kWeights[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kI8, DType::kF8E4M3};
@@ -202,30 +206,29 @@ inline void disturb(Operands* o, DType activation) {
   }
 }
 
-// SteerSae in the asked types, and the same numbers in fp32 for the CPU. Encoder and decoder of quantised
-// types are the same bytes under scales that differ.
-inline void check_types(daco::SteerSae op, Operands* o, DType activation, DType weight,
-                        const daco::cuda::Device& on, const std::string& what) {
-  disturb(o, activation);
+struct Typed {
+  Matrix z, weights;
   std::vector<float> scales;
-  const Matrix z = matrix(activation, o->z, o->shape.dim, nullptr);
-  const Matrix weights = matrix(weight, o->atoms, o->shape.dim, &scales);
-  std::vector<float> decoder = weights.exact;
-  const bool quantised = daco::size_of(weight) == 1;
-  for (size_t i = 0, m = scales.size(); i < m; ++i) scales.push_back(1.5f * scales[i]);
-  if (quantised) {
-    for (float& v : decoder) v *= 1.5f;
-  }
-  daco::SteerSae exact = op;
-  exact.z = z.exact.data();
-  exact.enc = weights.exact.data();
-  exact.dec = decoder.data();
+};
+
+// The operator in the asked types, and the same numbers in fp32 for the CPU.
+template <class Op, class Set>
+void check_types(Op op, Operands* o, DType activation, DType weight, const daco::cuda::Device& on,
+                 const std::string& what, Set&& set) {
+  Typed typed;
+  disturb(o, activation);
+  typed.z = matrix(activation, o->z, o->shape.dim, nullptr);
+  typed.weights = matrix(weight, o->atoms, o->shape.dim, &typed.scales);
+  typed.scales.insert(typed.scales.end(), typed.scales.begin(), typed.scales.end());
+  Op exact = op;
+  exact.z = typed.z.exact.data();
+  set(&exact, typed.weights.exact.data());
   op.activation = activation;
   op.weight = weight;
-  op.z = z.raw.data();
-  op.scales = quantised ? scales.data() : nullptr;
-  op.enc = op.dec = weights.raw.data();
+  op.z = typed.z.raw.data();
+  op.scales = daco::size_of(weight) == 1 ? typed.scales.data() : nullptr;
+  set(&op, typed.weights.raw.data());
   compare(run_cuda(op, on, o->shape.dim % 2 == 0), run_cpu(exact), op, what);
 }
 
-}  // namespace cuda_problem
+}  // namespace cuda_case
