@@ -4,14 +4,6 @@
 find_package(Python 3.10 QUIET COMPONENTS Interpreter Development.Module)
 find_package(Threads REQUIRED)
 
-# Refuses when the user insisted on what cannot be built, else remembers the reason.
-macro(daco_rt_skip name reason)
-  if(DACO_RT_${name} STREQUAL "ON")
-    message(FATAL_ERROR "DACO_RT_${name}=ON: ${reason}")
-  endif()
-  set(DACO_RT_${name}_STATE "not built: ${reason}")
-endmacro()
-
 # Where an importable package lies and its version, without importing it.
 function(daco_rt_python_package package path version)
   set(${path} "" PARENT_SCOPE)
@@ -50,6 +42,13 @@ if(NOT DACO_RT_TORCH STREQUAL "OFF")
     target_include_directories(daco_torch SYSTEM PRIVATE "${torch_path}/include")
     target_link_libraries(daco_torch PRIVATE daco_core daco_flags "${torch_path}/lib/libtorch_cpu.so")
     target_link_options(daco_torch PRIVATE -Wl,-z,defs)
+    if(TARGET daco_cuda)
+      target_sources(daco_torch PRIVATE csrc/adapters/torch/gpu.cpp)
+      target_compile_definitions(daco_torch PRIVATE DACO_RT_WITH_CUDA)
+      target_link_libraries(daco_torch PRIVATE daco_cuda)
+      # The runtime inside must not be taken for that of the process, nor the other way round.
+      target_link_options(daco_torch PRIVATE -Wl,--exclude-libs,ALL)
+    endif()
     install(TARGETS daco_torch LIBRARY DESTINATION daco_rt/lib)
   endif()
 endif()

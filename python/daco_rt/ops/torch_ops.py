@@ -17,6 +17,7 @@ from daco_rt.ops import checks
 from daco_rt.ops.reference import Steered, SteeredAffine
 
 _native.load_torch_library()
+_HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("daco::steer_sae", "CUDA")
 
 _NAMES = {
     torch.float32: "float32",
@@ -100,7 +101,7 @@ def steer_sae(
     TypeError, ValueError
         A dtype, or a shape or range, is wrong; the message names the argument.
     NotImplementedError
-        The tensors are not on the CPU, or ask for gradients.
+        The tensors are on a device without kernels in this build, or ask for gradients.
 
     Example
     -------
@@ -313,6 +314,8 @@ def _explain(op: str, operands: tuple[Tensor, ...], options: dict[str, Any]) -> 
                 raise NotImplementedError(
                     f"{op}: fp8 weights have kernels on CUDA only; quantise to int8 or use fp32, fp16 or bf16"
                 )
+    if all(isinstance(x, Tensor) for x in operands):
+        _check_one_device(op, operands)
     if op == "steer_affine":
         z, slots, a, a_bias, b, shift, limits = operands
         checks.check_affine(_dtype, z, slots, a, a_bias, b, shift, limits, **options)
@@ -339,10 +342,23 @@ def _given(x: Tensor) -> Tensor | None:
 
 
 def _check_device(op: str, x: Tensor) -> None:
-    if x.device.type not in ("cpu", "meta"):
+    if x.device.type == "cuda" and not _HAS_CUDA:
         raise NotImplementedError(
             f"{op}: tensors must be on the CPU, got {x.device}: this build has no CUDA kernels"
         )
+    if x.device.type not in ("cpu", "cuda", "meta"):
+        raise NotImplementedError(f"{op}: tensors must be on the CPU or a CUDA device, got {x.device}")
+
+
+def _check_one_device(op: str, operands: tuple[Tensor, ...]) -> None:
+    """An operand without elements is an absent one and may lie anywhere."""
+    z = operands[0]
+    for i, x in enumerate(operands):
+        if x.numel() > 0 and x.device != z.device:
+            raise ValueError(
+                f"{op}: all tensors must be on one device, got z on {z.device} and operand {i} of the operator"
+                f" (shape {tuple(x.shape)}) on {x.device}"
+            )
 
 
 def _check_no_gradient(op: str, operands: tuple[Tensor, ...]) -> None:
