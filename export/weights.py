@@ -134,7 +134,7 @@ def _read(ref: TensorRef, start: int, size: int) -> np.ndarray:
     found = np.empty(size, np.uint8)
     with ref.file.open("rb", buffering=0) as file:
         file.seek(ref.offset + start)
-        view, done = memoryview(found), 0
+        view, done = found.data, 0
         while done < size:
             count = file.readinto(view[done:])
             if not count:
