@@ -15,8 +15,6 @@ namespace {
 constexpr int64_t kResidentPass = 2048, kSteppedPass = 512, kElasticPass = 512;
 constexpr int kMostChunks = 4;  // a thread's, in registers
 
-int64_t atoms_of(const Rows& rows) { return rows.atoms; }
-
 // Sixteen blocks need a device that grants more than the portable eight; before sm_90 a block is alone.
 int largest_cluster(const Device& device) {
   if (device.compute < 90) return 1;
@@ -34,7 +32,7 @@ int choose_cluster(int64_t rows, const Device& device) {
 
 bool lay_out_resident(const SteerPursuit& op, const Device& device, int asked, PursuitLayout* layout) {
   const int largest = largest_cluster(device);
-  const int64_t chunks = ceil_div(atoms_of(op), kChunk);
+  const int64_t chunks = ceil_div(op.atoms, kChunk);
   int cluster =
       asked > 0 ? std::min(asked, largest) : choose_cluster(std::min(op.rows, layout->pass), device);
   while (cluster < largest && ceil_div(ceil_div(chunks, cluster), kPursuitThreads) > kMostChunks)
@@ -55,7 +53,7 @@ bool lay_out_resident(const SteerPursuit& op, const Device& device, int asked, P
 
 void lay_out_elastic(const SteerPursuit& op, const Device& device, PursuitLayout* layout) {
   const auto fixed = static_cast<int64_t>(padded(sizeof(PursuitState)));
-  const int64_t both = 2 * atoms_of(op) * static_cast<int64_t>(sizeof(float));
+  const int64_t both = 2 * op.atoms * static_cast<int64_t>(sizeof(float));
   layout->path = PursuitPath::kElastic;
   layout->pass = kElasticPass;
   layout->in_shared = fixed + both <= device.shared_bytes;
@@ -77,15 +75,14 @@ PursuitLayout lay_out(const SteerPursuit& op, const Device& device, bool has_gra
   layout = PursuitLayout{};
   layout.pass = kSteppedPass;
   layout.shared_bytes = padded(sizeof(PursuitState)) + inverse_bytes(op.k);
-  layout.state_bytes =
-      static_cast<int64_t>(padded(sizeof(SteppedState)) +
-                           padded(sizeof(double) * static_cast<size_t>(inverse_entries(op.k)) +
-                                  sizeof(uint32_t) * static_cast<size_t>(barred_words(atoms_of(op)))));
+  layout.state_bytes = static_cast<int64_t>(
+      padded(sizeof(SteppedState)) + padded(sizeof(double) * static_cast<size_t>(inverse_entries(op.k)) +
+                                            sizeof(uint32_t) * static_cast<size_t>(barred_words(op.atoms))));
   return layout;
 }
 
 PursuitBuffers carve(const SteerPursuit& op, const PursuitLayout& layout, void* base) {
-  const int64_t m = atoms_of(op), rows = std::min(op.rows, layout.pass);
+  const int64_t m = op.atoms, rows = std::min(op.rows, layout.pass);
   const bool stepped = layout.path == PursuitPath::kStepped, elastic = layout.path == PursuitPath::kElastic;
   const int64_t stride = padded_atoms(m);  // of correlations
   Carver carver(base);

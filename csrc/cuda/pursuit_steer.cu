@@ -10,23 +10,21 @@
 namespace daco::cuda {
 namespace {
 
-int64_t atoms_of(const Rows& rows) { return rows.atoms; }
-
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 Dictionary dictionary_of(const SteerPursuit& op) {
   Dictionary d{};
   d.analysis = op.analysis;
-  d.atoms = op.atoms;
+  d.atoms = op.synthesis;
   d.scales = op.scales;
   d.weight = op.weight;
   d.dim = op.dim;
-  d.size = atoms_of(op);
+  d.size = op.atoms;
   // Whole packs of any type, so that a segment's rows begin where a load of 16 bytes may.
   d.segment = ((op.dim + kSegments - 1) / kSegments + 15) / 16 * 16;
   d.vectors = op.dim * static_cast<int64_t>(size_of(op.weight)) % 16 == 0 && aligned(op.analysis) &&
-              aligned(op.atoms);
-  d.same_matrix = op.analysis == op.atoms;
+              aligned(op.synthesis);
+  d.same_matrix = op.analysis == op.synthesis;
   return d;
 }
 
@@ -58,7 +56,7 @@ struct Call {
 Status correlate(const Call& call, const Rows& part, const void* x, DType type, int64_t x_stride, float* out,
                  const float** bias) {
   const SteerPursuit& op = call.op;
-  const int64_t m = atoms_of(op);
+  const int64_t m = op.atoms;
   *bias = nullptr;
   if (part.rows >= kLibraryRows && library_serves(type, op.weight)) {
     const Product p{x, x_stride, type, op.analysis, op.weight, part.rows, m, op.dim, out, padded_atoms(m)};
@@ -103,7 +101,7 @@ Status pursue(const Call& call, const Rows& part, const OmpArgs& args) {
   if (layout.path == PursuitPath::kResident) {
     ResidentArgs r{};
     r.gram = op.gram;
-    r.vectors = atoms_of(op) % kChunk == 0 && aligned(op.gram);
+    r.vectors = op.atoms % kChunk == 0 && aligned(op.gram);
     r.chunks = layout.chunks;
     r.cached = layout.cached;
     return launch_resident(args, r, op.gram_dtype, layout, part.rows, call.device, call.stream);
@@ -130,7 +128,7 @@ Status descend(const Call& call, const Rows& part, OmpArgs args) {
   const PursuitBuffers& b = call.buffers;
   ElasticArgs t{};
   t.gram = op.gram;
-  t.vectors = atoms_of(op) % kChunk == 0 && aligned(op.gram);
+  t.vectors = op.atoms % kChunk == 0 && aligned(op.gram);
   t.diagonal = b.diagonal;
   t.length = b.length;
   t.l1 = op.alpha * op.tau;
@@ -178,14 +176,14 @@ Status run(const Call& call) {
     args.tol = op.tol;
     args.both_signs = op.sign == PursuitSign::kSigned;
     args.start = b.start;
-    args.stride = padded_atoms(atoms_of(op));
+    args.stride = padded_atoms(op.atoms);
     args.count = codes.count;
     args.index = codes.index;
     args.value = codes.value;
     args.capacity = codes.capacity;
     status = correlate(call, part, part.z, part.activation, part.z_stride, b.start, &args.bias);
     if (status.ok()) status = elastic ? descend(call, part, args) : pursue(call, part, args);
-    if (status.ok()) status = launch_edit(part, op.atoms, codes, call.device, call.stream);
+    if (status.ok()) status = launch_edit(part, op.synthesis, codes, call.device, call.stream);
   }
   return status;
 }

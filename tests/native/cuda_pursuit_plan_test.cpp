@@ -31,7 +31,7 @@ std::vector<Device> devices() {
 SteerPursuit pursuit(int64_t rows, int64_t m, int64_t d, int32_t k, DType gram) {
   SteerPursuit op;
   op.rows = rows;
-  static_cast<Rows&>(op).atoms = m;
+  op.atoms = m;
   op.dim = d;
   op.policies = 3;
   op.k = k;

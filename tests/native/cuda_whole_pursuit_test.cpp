@@ -39,7 +39,7 @@ void check_pursuit(const Kind& kind, Shape shape, DType activation, DType weight
   bool made = false;
   check_types(op, &o, activation, weight, device(multiprocessors), what,
               [&](daco::SteerPursuit* call, const void* w) {
-                call->analysis = call->atoms = w;
+                call->analysis = call->synthesis = w;
                 if (!kind.with_gram) return;
                 if (!made) {  // called first with the exact numbers
                   CHECK_OK(daco::cpu::build_gram(w, w, DType::kF32, nullptr, shape.atoms, shape.dim,
