@@ -81,14 +81,21 @@ class Problem:
         self.slots = torch.full((len(rows),), SLOT, dtype=torch.int32, device=device)
         self.operands = {name: torch.from_numpy(a).to(device) for name, a in self.tables.operands().items()}
         self.bias = torch.full((size.atoms,), -0.01, device=device)
+        # ReLU SAEs are sparse: one latent in fifty is above the bias of theirs.
+        codes = self.rows[: size.judged] @ atoms.T
+        self.sparse_bias = torch.full((size.atoms,), -float(np.quantile(codes, 0.98)), device=device)
         names = ("bf16", "fp8", "int8") if measure.on_gpu(device) else ("bf16", "int8")
         self.weights = {name: Weights(name, atoms, size, device) for name in names}
+
+    def bias_of(self, coder: str) -> torch.Tensor:
+        """The encoder's bias."""
+        return self.bias if coder == "topk" else self.sparse_bias
 
     def call(self, weights: Weights, coder: str, rows: int, copy: int) -> Any:
         """Steer the first rows with one of the copies."""
         w = weights.copies[copy]
         return ops.steer_sae(
-            self.z[:rows], self.slots[:rows], w, self.bias, w, scales=weights.scales, coder=coder,
+            self.z[:rows], self.slots[:rows], w, self.bias_of(coder), w, scales=weights.scales, coder=coder,
             k=self.size.k, k_out=0, **self.operands,
         )  # fmt: skip
 
@@ -110,7 +117,7 @@ class Problem:
 
     def expected(self, weights: Weights, coder: str) -> Expected:
         """The first rows in float64."""
-        w, bias = weights.meant, self.bias.cpu().numpy()
+        w, bias = weights.meant, self.bias_of(coder).cpu().numpy()
         return expect_sae(self.rows[: self.size.judged], w, bias, w, self.tables, coder, self.size.k)
 
 

@@ -194,7 +194,6 @@ __global__ void __launch_bounds__(kEditThreads, 2) edit(const Call p) {
   double square = look.square;
   bool broken = look.broken, shifts = look.shifts;
   wait_for_previous();
-  let_next_start();
   int32_t codes = p.codes.count != nullptr ? p.codes.count[t] : 0;
   if (codes > p.codes.capacity) codes = static_cast<int32_t>(p.codes.capacity);
 

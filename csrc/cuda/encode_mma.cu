@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) encode_mma(const Tiles p) {
   const int64_t i0 = blockIdx.x / p.row_tiles * p.weights;
   const int rows = static_cast<int>(c.rows - t0 < S::kRows ? c.rows - t0 : S::kRows);
   const int latents = static_cast<int>(c.atoms - i0 < p.weights ? c.atoms - i0 : p.weights);
-  if (!__syncthreads_or(tid < rows && coded_slot(c.slots[t0 + tid], c.policies))) return;
+  const int32_t slot = tid < rows ? c.slots[t0 + tid] : kSlotOff;
 
   const char* weights = static_cast<const char*>(c.weights) + i0 * c.dim * S::kSize;
   const char* z = static_cast<const char*>(c.z) + t0 * c.z_stride * 2;
@@ -122,7 +122,14 @@ __global__ void __launch_bounds__(kMmaThreads, 1) encode_mma(const Tiles p) {
   };
 
   const int64_t steps = (c.dim + S::kColumns - 1) / S::kColumns;
+  // The first stages are on their way while the slots arrive. If no row wants a code, they were in vain: a
+  // few kilobytes a block, and the rest of the weights is not read.
+  constexpr int kEarly = 2;
   for (int s = 0; s < S::kStages - 1; ++s) {
+    if (s == kEarly && !__syncthreads_or(coded_slot(slot, c.policies))) {
+      wait_groups<0>();
+      return;
+    }
     if (s < steps) fill(s);
     commit();
   }

@@ -12,7 +12,8 @@ namespace {
 
 constexpr int kThreads = 1024;
 constexpr int kCandidates = 2048;
-constexpr int kKept = 4;  // 16-byte pieces of y that a thread keeps in registers
+constexpr int kTogether = 8;  // threads that rank one candidate
+constexpr int kKept = 4;      // 16-byte pieces of y that a thread keeps in registers
 
 struct Shared {
   union {
@@ -173,12 +174,18 @@ __global__ void __launch_bounds__(kThreads, 1) select_largest(const Select p) {
   int32_t count;
   if (found <= kCandidates) {
     count = found < p.k ? found : static_cast<int32_t>(p.k);
-    for (int c = threadIdx.x; c < found; c += kThreads) {
-      const uint32_t key = s.candidate.key[c];
-      const int32_t own = s.candidate.index[c];
+    const int share = static_cast<int>(threadIdx.x) % kTogether;
+    for (int first = 0; first < found; first += kThreads / kTogether) {
+      const int c = first + static_cast<int>(threadIdx.x) / kTogether;
+      const uint32_t key = c < found ? s.candidate.key[c] : 0u;
+      const int32_t own = c < found ? s.candidate.index[c] : 0;
       int32_t rank = 0;
-      for (int o = 0; o < found; ++o) rank += before(s.candidate.key[o], s.candidate.index[o], key, own);
-      if (rank < count) {
+      for (int o = share; o < found; o += kTogether) {
+        rank += before(s.candidate.key[o], s.candidate.index[o], key, own);
+      }
+#pragma unroll
+      for (int step = kTogether / 2; step > 0; step /= 2) rank += __shfl_xor_sync(kAllLanes, rank, step);
+      if (share == 0 && c < found && rank < count) {
         index[rank] = own;
         value[rank] = __uint_as_float(key);
       }

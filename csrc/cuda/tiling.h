@@ -119,7 +119,7 @@ inline EditTiling edit_tiling(int64_t rows, int64_t dim, const Device& device, i
   };
   const int top = device.compute >= 90 ? largest : 1;
   describe(1);
-  while (t.blocks < top && ((t.slice > 128 && rows * t.blocks * 2 <= 4 * device.multiprocessors) ||
+  while (t.blocks < top && ((t.slice > 128 && rows * t.blocks * 2 <= 2 * device.multiprocessors) ||
                             static_cast<int64_t>(t.shared) > device.shared_bytes)) {
     describe(t.blocks * 2);
   }

@@ -1,13 +1,10 @@
 // The GPU kernels of SteerSae and SteerAffine, run on the CPU by a scheduler of fibers, against the CPU
 // kernels on the same numbers: every pair of types, both encoders, one and several blocks a row, awkward
 // sizes, broken rows.
-#include <cstdlib>
 #include <numeric>
 
-#include "cuda/layout.h"
-#include "cuda/order.h"
-#include "cuda/sae_plan.h"
 #include "cuda/select.h"
+#include "cuda/tiling.h"
 #include "cuda_case.h"
 
 using daco::Code;
@@ -16,14 +13,39 @@ using namespace cuda_case;
 
 namespace {
 
+// SteerSae in the asked types, and the same numbers in fp32 for the CPU. Encoder and decoder of quantised
+// types are the same bytes under scales that differ.
+void check_types(daco::SteerSae op, Operands* o, DType activation, DType weight, const daco::cuda::Device& on,
+                 const std::string& what) {
+  disturb(o, activation);
+  std::vector<float> scales;
+  const Matrix z = matrix(activation, o->z, o->shape.dim, nullptr);
+  const Matrix weights = matrix(weight, o->atoms, o->shape.dim, &scales);
+  std::vector<float> decoder = weights.exact;
+  const bool quantised = daco::size_of(weight) == 1;
+  for (size_t i = 0, m = scales.size(); i < m; ++i) scales.push_back(1.5f * scales[i]);
+  if (quantised) {
+    for (float& v : decoder) v *= 1.5f;
+  }
+  daco::SteerSae exact = op;
+  exact.z = z.exact.data();
+  exact.enc = weights.exact.data();
+  exact.dec = decoder.data();
+  op.activation = activation;
+  op.weight = weight;
+  op.z = z.raw.data();
+  op.scales = quantised ? scales.data() : nullptr;
+  op.enc = op.dec = weights.raw.data();
+  compare(run_cuda(op, on, o->shape.dim % 2 == 0), run_cpu(exact), op, what);
+}
+
 void check_sae(SaeCoder coder, Shape shape, DType activation, DType weight, unsigned seed,
                int processors = 4) {
   Operands o(shape, seed);
   const std::string what = std::string(daco::name_of(coder)) + ", rows " + std::to_string(shape.rows) +
                            ", d " + std::to_string(shape.dim) + ", m " + std::to_string(shape.atoms) + ", " +
                            daco::name_of(activation) + " by " + daco::name_of(weight);
-  check_types(o.sae(coder), &o, activation, weight, device(processors), what,
-              [](daco::SteerSae* op, const void* w) { op->enc = op->dec = w; });
+  check_types(o.sae(coder), &o, activation, weight, device(processors), what);
 }
 
 std::vector<int32_t> largest(const std::vector<float>& y, int64_t k) {
@@ -113,6 +135,26 @@ TEST(one_row_is_spread_over_a_cluster) {
   CHECK(tiling.blocks == 8 && tiling.slice == 144);
   check_sae(SaeCoder::kTopK, Shape{1, 1100, 40, 3, 12, 5}, DType::kF32, DType::kF32, 50, 132);
   check_sae(SaeCoder::kTopK, Shape{2, 1100, 40, 4, 12, 5}, DType::kBF16, DType::kI8, 51, 132);
+}
+
+TEST(devices_without_clusters_and_with_little_shared_memory) {
+  daco::cuda::Device old = device();
+  old.compute = 86;
+  old.shared_bytes = 99 * 1024;
+  for (DType weight : {DType::kBF16, DType::kI8}) {
+    for (int64_t rows : {1, 20}) {
+      Operands o(Shape{rows, 1200, 40, 4, 12, 5}, 55);
+      check_types(o.sae(SaeCoder::kTopK), &o, DType::kBF16, weight, old, "an older device");
+    }
+  }
+  // A row wider than one launch stages.
+  old.shared_bytes = 32 * 1024;
+  Operands wide(Shape{1, 7700, 12, 3, 4, 2}, 57);
+  old.compute = 90;
+  CHECK(daco::cuda::dot_tiling(1, 7700, 12, DType::kF32, true, old).columns < 7700);
+  for (SaeCoder coder : {SaeCoder::kTopK, SaeCoder::kJumpRelu}) {
+    check_types(wide.sae(coder), &wide, DType::kF32, DType::kF32, old, "several launches a row");
+  }
 }
 
 TEST(selection_is_exact_on_hard_data) {
@@ -213,70 +255,6 @@ TEST(plans_are_refused_or_say_why) {
   CHECK_STATUS(daco::cuda::steer(op, plan, nullptr, nullptr), Code::kWorkspace, "plan again");
   op.dim = op.z_stride = op.out_stride = 10'000'000;
   CHECK_STATUS(daco::cuda::plan(op, device(), &plan), Code::kUnsupported, "d=10000000 does not fit");
-}
-
-TEST(workspaces_stay_small_and_pieces_apart) {
-  Operands o(Shape{1, 64, 100, 3, 8, 4}, 81);
-  daco::SteerSae op = o.sae(SaeCoder::kTopK);
-  size_t last = 0;
-  for (int64_t rows : {1, 2, 63, 64, 65, 1000, 4096, 100000, 10000000}) {
-    op.rows = rows;
-    for (SaeCoder coder : {SaeCoder::kTopK, SaeCoder::kRelu}) {
-      op.coder = coder;
-      const daco::cuda::SaeLayout layout = daco::cuda::lay_out(op, device(), true);
-      CHECK(layout.window >= 1 && layout.window <= rows &&
-            layout.capacity == (coder == SaeCoder::kTopK ? 8 : 100));
-      const daco::cuda::SaeBuffers b = daco::cuda::carve(op, layout, reinterpret_cast<void*>(uintptr_t{256}));
-      CHECK(reinterpret_cast<char*>(b.codes) >=
-            reinterpret_cast<char*>(b.y + layout.window * layout.y_stride));
-      CHECK(b.bytes < (size_t{300} << 20));
-      if (coder == SaeCoder::kTopK) {
-        CHECK(b.bytes >= last);
-        last = b.bytes;
-      }
-    }
-  }
-}
-
-TEST(tilings_cover_every_latent_and_fit) {
-  const daco::cuda::Device h200 = device(132);
-  for (int64_t atoms : {1, 8, 100, 15000, 16896, 16897, 65536, 1 << 20}) {
-    for (int64_t rows : {1, 16, 17, 64, 65, 2048}) {
-      for (DType weight : {DType::kBF16, DType::kI8}) {
-        const daco::cuda::MmaTiling t = daco::cuda::mma_tiling(rows, atoms, weight, h200);
-        CHECK(t.weights % 8 == 0 && t.weights <= daco::cuda::kMmaWeights);
-        CHECK(t.weights * t.weight_tiles >= atoms && t.weights * (t.weight_tiles - 1) < atoms);
-        CHECK(t.rows * t.row_tiles >= rows);
-        CHECK(static_cast<int64_t>(t.shared) <= h200.shared_bytes);
-      }
-      const daco::cuda::DotTiling d = daco::cuda::dot_tiling(rows, 4096, atoms, DType::kF32, false, h200);
-      CHECK(d.columns >= 4096 && static_cast<int64_t>(d.shared) <= h200.shared_bytes && d.blocks >= 1);
-    }
-  }
-  // The reference case: one wave, nearly all multiprocessors.
-  CHECK(daco::cuda::mma_tiling(1, 15000, DType::kBF16, h200).weight_tiles == 125);
-  const daco::cuda::DotTiling wide = daco::cuda::dot_tiling(3, 200000, 100, DType::kF32, false, h200);
-  CHECK(wide.rows == 1 && wide.columns < 200000 && wide.columns % 128 == 0);
-}
-
-TEST(order_of_keys) {
-  const auto key = [](float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    return daco::cuda::key_of(bits);
-  };
-  CHECK(key(-1.f) == 0 && key(-0.f) == 0 && key(0.f) == 0 && key(NAN) == 0 && key(-NAN) == 0);
-  CHECK(key(1e-40f) > 0 && key(1.f) > key(0.5f) && key(INFINITY) > key(3e38f));
-  for (int64_t k : {1, 32, 33, 64, 65, 1024}) CHECK(1024 / daco::cuda::lanes_per_group(k) >= k);
-  CHECK(daco::cuda::lanes_per_group(1025) == 0);
-  for (uint32_t x : {1u, 0x3f800000u, 0x7f800000u, 0x12345678u}) {
-    uint32_t whole = 0;
-    for (int d = 0; d < daco::cuda::kDigits; ++d) {
-      CHECK(daco::cuda::has_prefix(x, whole, d));
-      whole |= daco::cuda::digit_of(x, d) << daco::cuda::digit_shift(d);
-    }
-    CHECK(whole == x);
-  }
 }
 
 int main() { return check::run_all(); }

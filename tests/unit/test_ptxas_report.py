@@ -19,8 +19,8 @@ spec.loader.exec_module(ptxas_report)
 
 def test_parse_reads_registers_spills_and_shared_memory():
     text = """
-ptxas info    : Compiling entry function '_ZN4daco4cuda12_GLOBAL__N_14editILNS_5DTypeE2EEEvNS1_4CallE' for 'sm_90a'
-ptxas info    : Function properties for _ZN4daco4cuda12_GLOBAL__N_14editILNS_5DTypeE2EEEvNS1_4CallE
+ptxas info    : Compiling entry function '_ZN4daco4cuda4editILNS_5DTypeE2EEEvNS0_4CallE' for 'sm_90a'
+ptxas info    : Function properties for _ZN4daco4cuda4editILNS_5DTypeE2EEEvNS0_4CallE
     16 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads
 ptxas info    : Used 128 registers, used 1 barriers, 16 bytes cumulative stack size, 96 bytes smem
 """
