@@ -4,14 +4,6 @@
 find_package(Python 3.10 QUIET COMPONENTS Interpreter Development.Module)
 find_package(Threads REQUIRED)
 
-# Refuses when the user insisted on what cannot be built, else remembers the reason.
-macro(daco_rt_skip name reason)
-  if(DACO_RT_${name} STREQUAL "ON")
-    message(FATAL_ERROR "DACO_RT_${name}=ON: ${reason}")
-  endif()
-  set(DACO_RT_${name}_STATE "not built: ${reason}")
-endmacro()
-
 # Where an importable package lies and its version, without importing it.
 function(daco_rt_python_package package path version)
   set(${path} "" PARENT_SCOPE)

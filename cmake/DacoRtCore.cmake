@@ -2,6 +2,14 @@
 
 include(csrc/sources.cmake)
 
+# Refuses when the user insisted on what cannot be built, else remembers the reason.
+macro(daco_rt_skip name reason)
+  if(DACO_RT_${name} STREQUAL "ON")
+    message(FATAL_ERROR "DACO_RT_${name}=ON: ${reason}")
+  endif()
+  set(DACO_RT_${name}_STATE "not built: ${reason}")
+endmacro()
+
 find_package(Git QUIET)
 set(DACO_RT_COMMIT "unknown")
 if(Git_FOUND AND EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/.git")

@@ -18,6 +18,10 @@ set(DACO_CPU_SOURCES
     ${CMAKE_CURRENT_LIST_DIR}/cpu/steer.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/workspace.cpp)
 
+set(DACO_CUDA_SOURCES
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/device.cu
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/layout.cpp)
+
 # The tables for newer instruction sets are picked at run time, so these flags must reach these files only.
 set(DACO_CPU_AVX2_SOURCES "")
 set(DACO_CPU_AVX512_SOURCES "")
