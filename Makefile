@@ -36,9 +36,10 @@ $(STAMPS)/venv: constraints.txt requirements-dev.txt $(STAMPS)/system
 	$(BIN)/python scripts/pip_retry.py install -q -c constraints.txt -r requirements-dev.txt
 	@touch $@
 
-$(STAMPS)/headers: cmake/fetch_onnxruntime_headers.sh
+$(STAMPS)/headers: cmake/fetch_onnxruntime_headers.sh cmake/fetch_tensorrt_headers.py $(STAMPS)/venv
 	@mkdir -p $(STAMPS)
 	bash cmake/fetch_onnxruntime_headers.sh
+	$(BIN)/python cmake/fetch_tensorrt_headers.py
 	@touch $@
 
 # The editable install compiles the native libraries; Python files are used where they stand.
