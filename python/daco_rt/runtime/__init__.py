@@ -9,7 +9,8 @@ Importing this package loads numpy only; ONNX Runtime and transformers come with
 from __future__ import annotations
 
 from daco_rt.runtime.generate import Generator, run_generate
-from daco_rt.runtime.onnx_session import OnnxSession, SessionInfo
+from daco_rt.runtime.onnx_session import OnnxSession
+from daco_rt.runtime.session import DecoderSession, SessionInfo
 from daco_rt.runtime.positions import token_slots
 from daco_rt.runtime.processor import Processor
 from daco_rt.runtime.request import GenerateRequest, GenerateResult, TextEvent, Timings
@@ -18,6 +19,7 @@ from daco_rt.runtime.telemetry import AnswerTelemetry, telemetry_table
 
 __all__ = [
     "AnswerTelemetry",
+    "DecoderSession",
     "GenerateRequest",
     "GenerateResult",
     "Generator",

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from daco_rt.errors import DacoError, UnsupportedError
 from daco_rt.runtime.cache import cache_length
-from daco_rt.runtime.onnx_session import Library, OnnxSession, Step
+from daco_rt.runtime.onnx_session import Library, OnnxSession
+from daco_rt.runtime.session import DecoderSession, Step
 from daco_rt.runtime.policies import Chosen, choose_policy
 from daco_rt.runtime.positions import right_padded, token_slots
 from daco_rt.runtime.processor import Prepared, Processor
