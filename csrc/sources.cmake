@@ -6,15 +6,20 @@ set(DACO_CORE_SOURCES
     ${CMAKE_CURRENT_LIST_DIR}/core/validate.cpp)
 
 set(DACO_CPU_SOURCES
+    ${CMAKE_CURRENT_LIST_DIR}/cpu/affine.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/cpu/dictionary.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/edit.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/cpu/elastic_net.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/encode.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/gram.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/isa.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/kernels_scalar.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/cpu/launch.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/least_squares.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/plan.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/pursuit.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/select.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/cpu/small_net.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/steer.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/workspace.cpp)
 

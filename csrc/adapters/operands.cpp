@@ -73,6 +73,12 @@ bool float_type(Element e, DType* out) {
   }
 }
 
+bool weight_type(Element e, DType* out) {
+  if (float_type(e, out)) return true;
+  *out = e == Element::kI8 ? DType::kI8 : DType::kF8E4M3;
+  return e == Element::kI8 || e == Element::kF8E4M3;
+}
+
 #define DACO_TRY(expression)                        \
   do {                                              \
     if (Status s = (expression); !s.ok()) return s; \
@@ -101,7 +107,8 @@ Status check_rows(const char* op, const Operand& z, const Operand& slots, Rows* 
 // The two matrices [m, d] that carry the weight dtype.
 Status check_weights(const char* op, const char* first_name, const Operand& first, const char* second_name,
                      const Operand& second, int64_t d, DType* weight, int64_t* m) {
-  if (!float_type(first.element, weight)) return wrong_type(op, first_name, "fp32, fp16 or bf16", first);
+  if (!weight_type(first.element, weight))
+    return wrong_type(op, first_name, "fp32, fp16, bf16, int8 or fp8 (e4m3)", first);
   DACO_TRY(check_shape(op, first_name, first, {{"m", -1}, {"d", d}}));
   *m = first.shape[0];
   DACO_TRY(check_shape(op, second_name, second, {{"m", *m}, {"d", first.shape[1]}}));
@@ -121,7 +128,21 @@ Status check_floats(const char* op, const char* name, const Operand& x, std::ini
   return {};
 }
 
-// Everything from gain on, which both operators share.
+// Quantised weights have scales [2, m], others have none.
+Status check_scales(const char* op, const Operand& scales, DType weight, int64_t m, const float** out) {
+  const bool quantised = weight == DType::kI8 || weight == DType::kF8E4M3;
+  if (scales.count() == 0) {
+    if (!quantised) return {};
+    return make_status(Code::kInvalidArgument, "%s: scales must be given with %s weights, shape (2, m)", op,
+                       name_of(weight));
+  }
+  if (!quantised)
+    return make_status(Code::kInvalidArgument, "%s: scales must be absent with %s weights, got shape %s", op,
+                       name_of(weight), text_of_shape(scales).data);
+  return check_floats(op, "scales", scales, {{"2", 2}, {"m", m}}, out);
+}
+
+// Everything from gain on, which the operators with a code share.
 Status check_policies(const char* op, const Operand* from_gain, Rows* rows) {
   const Operand &gain = from_gain[0], &boost = from_gain[1], &undesirable = from_gain[2],
                 &shift = from_gain[3], &limits = from_gain[4], &scales = from_gain[5];
@@ -134,8 +155,7 @@ Status check_policies(const char* op, const Operand* from_gain, Rows* rows) {
   rows->undesirable = static_cast<const uint8_t*>(undesirable.data);
   DACO_TRY(check_floats(op, "shift", shift, {{"P", p}, {"d", d}}, &rows->shift));
   DACO_TRY(check_floats(op, "limits", limits, {{"P", p}, {"4", 4}}, &rows->limits));
-  if (scales.count() > 0) DACO_TRY(check_floats(op, "scales", scales, {{"m", m}}, &rows->scales));
-  return {};
+  return check_scales(op, scales, rows->weight, m, &rows->scales);
 }
 
 Status check_support(const char* op, int32_t k, int64_t m) {
@@ -186,10 +206,35 @@ Status bind(const Operand (&in)[kPursuitInputs], SteerPursuit* op) {
   return check_policies(name, &in[kPursuitGain], op);
 }
 
-Status bind_gram(const Operand& analysis, const Operand& atoms, DType* weight, int64_t* m, int64_t* d) {
-  DACO_TRY(check_weights("build_gram", "analysis", analysis, "atoms", atoms, -1, weight, m));
-  *d = analysis.shape[1];
-  return {};
+Status bind(const Operand (&in)[kAffineInputs], SteerAffine* op) {
+  const char* name = "steer_affine";
+  DACO_TRY(check_rows(name, in[kAffineZ], in[kAffineSlots], op));
+  const Operand &a = in[kAffineA], &b = in[kAffineB];
+  if (!float_type(a.element, &op->weight)) return wrong_type(name, "a", "fp32, fp16 or bf16", a);
+  DACO_TRY(check_shape(name, "a", a, {{"P", -1}, {"r", -1}, {"d", op->dim}}));
+  const int64_t p = op->policies = a.shape[0];
+  const int64_t r = op->atoms = a.shape[1];
+  op->a = a.data;
+  DACO_TRY(check_floats(name, "a_bias", in[kAffineABias], {{"P", p}, {"r", r}}, &op->a_bias));
+  DACO_TRY(check_shape(name, "b", b, {{"P", p}, {"d", op->dim}, {"r", r}}));
+  if (b.element != a.element) {
+    char want[64];
+    std::snprintf(want, sizeof(want), "%s like a", name_of(op->weight));
+    return wrong_type(name, "b", want, b);
+  }
+  op->b = b.data;
+  DACO_TRY(check_floats(name, "shift", in[kAffineShift], {{"P", p}, {"d", op->dim}}, &op->shift));
+  return check_floats(name, "limits", in[kAffineLimits], {{"P", p}, {"4", 4}}, &op->limits);
+}
+
+Status bind_gram(const Operand& analysis, const Operand& atoms, const Operand& scales, GramOperands* gram) {
+  const char* name = "build_gram";
+  gram->scales = nullptr;
+  DACO_TRY(check_weights(name, "analysis", analysis, "atoms", atoms, -1, &gram->weight, &gram->m));
+  gram->analysis = analysis.data;
+  gram->atoms = atoms.data;
+  gram->d = analysis.shape[1];
+  return check_scales(name, scales, gram->weight, gram->m, &gram->scales);
 }
 
 Status parse_attribute(const char* op, const char* text, SaeCoder* coder) {
@@ -202,6 +247,10 @@ Status parse_attribute(const char* op, const char* text, PursuitCoder* coder) {
 
 Status parse_attribute(const char* op, const char* text, PursuitSign* sign) {
   return parse_or_refuse(op, "sign", text, "positive, signed, nnls", sign);
+}
+
+Status parse_attribute(const char* op, const char* text, AffinePhi* phi) {
+  return parse_or_refuse(op, "phi", text, "identity, relu, clamp", phi);
 }
 
 Status check_count(const char* op, const char* name, int64_t value, int32_t low, int32_t* out) {

@@ -21,6 +21,8 @@ constexpr Name<PursuitCoder> kPursuitCoders[] = {{"omp", PursuitCoder::kOmp},
 constexpr Name<PursuitSign> kPursuitSigns[] = {{"positive", PursuitSign::kPositive},
                                                {"signed", PursuitSign::kSigned},
                                                {"nnls", PursuitSign::kNonNegative}};
+constexpr Name<AffinePhi> kAffinePhis[] = {
+    {"identity", AffinePhi::kIdentity}, {"relu", AffinePhi::kRelu}, {"clamp", AffinePhi::kClamp}};
 constexpr Name<Isa> kIsas[] = {
     {"auto", Isa::kAuto}, {"scalar", Isa::kScalar}, {"avx2", Isa::kAvx2}, {"avx512", Isa::kAvx512}};
 
@@ -49,10 +51,12 @@ bool value_of(const Name<E> (&table)[n], const char* text, E* value) {
 const char* name_of(SaeCoder coder) { return text_of(kSaeCoders, coder); }
 const char* name_of(PursuitCoder coder) { return text_of(kPursuitCoders, coder); }
 const char* name_of(PursuitSign sign) { return text_of(kPursuitSigns, sign); }
+const char* name_of(AffinePhi phi) { return text_of(kAffinePhis, phi); }
 const char* name_of(Isa isa) { return text_of(kIsas, isa); }
 
 bool parse(const char* text, SaeCoder* coder) { return value_of(kSaeCoders, text, coder); }
 bool parse(const char* text, PursuitCoder* coder) { return value_of(kPursuitCoders, text, coder); }
 bool parse(const char* text, PursuitSign* sign) { return value_of(kPursuitSigns, text, sign); }
+bool parse(const char* text, AffinePhi* phi) { return value_of(kAffinePhis, text, phi); }
 
 }  // namespace daco

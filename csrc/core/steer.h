@@ -115,15 +115,18 @@ struct Plan {
 // what was expected and what came.
 Status validate(const SteerSae& op);
 Status validate(const SteerPursuit& op);
+Status validate(const SteerAffine& op);
 
 const char* name_of(SaeCoder coder);
 const char* name_of(PursuitCoder coder);
 const char* name_of(PursuitSign sign);
+const char* name_of(AffinePhi phi);
 const char* name_of(Isa isa);
-// Parse an attribute's text; return false if it names no coder or sign.
+// Parse an attribute's text; return false if it names no coder, sign or phi.
 bool parse(const char* text, SaeCoder* coder);
 bool parse(const char* text, PursuitCoder* coder);
 bool parse(const char* text, PursuitSign* sign);
+bool parse(const char* text, AffinePhi* phi);
 
 namespace cpu {
 
@@ -133,15 +136,18 @@ Isa best_isa();  // of this machine, after the environment variable DACO_RT_ISA 
 // apart.
 Status plan(const SteerSae& op, int threads, Plan* plan, Isa isa = Isa::kAuto);
 Status plan(const SteerPursuit& op, int threads, Plan* plan, Isa isa = Isa::kAuto);
+Status plan(const SteerAffine& op, int threads, Plan* plan, Isa isa = Isa::kAuto);
 
 // Run a planned call. No allocation, no global state; the workspace is the caller's, 64-byte aligned, at
 // least plan.workspace_bytes, and may be dirty. Results do not depend on the number of threads.
 Status steer(const SteerSae& op, const Plan& plan, void* workspace, const Executor& executor);
 Status steer(const SteerPursuit& op, const Plan& plan, void* workspace, const Executor& executor);
+Status steer(const SteerAffine& op, const Plan& plan, void* workspace, const Executor& executor);
 
-// gram[i, j] = sum_d analysis[i, d] * atoms[j, d], accumulated in fp32, stored as fp32 or fp16. [m, m]
-Status build_gram(const void* analysis, const void* atoms, DType weight, int64_t m, int64_t d, void* gram,
-                  DType gram_dtype, const Executor& executor, Isa isa = Isa::kAuto);
+// gram[i, j] = sum_d analysis[i, d] * atoms[j, d] (times scales, [2, m], of int8 weights, else null),
+// accumulated in fp32, stored as fp32 or fp16. [m, m]
+Status build_gram(const void* analysis, const void* atoms, DType weight, const float* scales, int64_t m,
+                  int64_t d, void* gram, DType gram_dtype, const Executor& executor, Isa isa = Isa::kAuto);
 
 }  // namespace cpu
 }  // namespace daco

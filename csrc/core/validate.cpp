@@ -104,10 +104,13 @@ Status check_buffers(const char* op, const Rows& r) {
           "%s: the output z': expected z itself or memory apart from it, got a partial overlap", op);
     }
   }
-  Status status = check_operands(op, {{"gain", r.gain, sizeof(float)},
-                                      {"undesirable", r.undesirable, sizeof(uint8_t)},
-                                      {"shift", r.shift, sizeof(float)},
-                                      {"limits", r.limits, sizeof(float)}});
+  return check_operands(op, {{"shift", r.shift, sizeof(float)}, {"limits", r.limits, sizeof(float)}});
+}
+
+// The tables that are looked up by slot and atom.
+Status check_tables(const char* op, const Rows& r) {
+  Status status =
+      check_operands(op, {{"gain", r.gain, sizeof(float)}, {"undesirable", r.undesirable, sizeof(uint8_t)}});
   if (status.ok() && r.boost != nullptr) status = check_operands(op, {{"boost", r.boost, sizeof(float)}});
   return status;
 }
@@ -125,6 +128,7 @@ bool is_fraction(float x) { return x >= 0.f && x <= 1.f; }
 
 constexpr char kSae[] = "SteerSae";
 constexpr char kPursuit[] = "SteerPursuit";
+constexpr char kAffine[] = "SteerAffine";
 
 }  // namespace
 
@@ -177,9 +181,30 @@ Status validate_shape(const SteerPursuit& op) {
   return {};
 }
 
+Status validate_shape(const SteerAffine& op) {
+  if (op.atoms < 1) return refuse_size(kAffine, "a", "[P, r, d] with a rank r of at least 1", op.atoms);
+  Status status = check_rows(kAffine, op);
+  if (!status.ok()) return status;
+  if (op.k_out != 0) return refuse_size(kAffine, "k_out", "0: it reports no support", op.k_out);
+  if (!is_activation(op.weight)) {
+    return make_status(Code::kInvalidArgument, "%s: a: expected fp32, fp16 or bf16, got %s", kAffine,
+                       name_of(op.weight));
+  }
+  switch (op.phi) {
+    case AffinePhi::kIdentity:
+    case AffinePhi::kRelu: return {};
+    case AffinePhi::kClamp:
+      if (op.low <= op.high) return {};
+      return make_status(Code::kInvalidArgument, "%s: clamp: expected low <= high, got [%g, %g]", kAffine,
+                         static_cast<double>(op.low), static_cast<double>(op.high));
+  }
+  return refuse_size(kAffine, "phi", "identity, relu or clamp (0 to 2)", static_cast<int>(op.phi));
+}
+
 Status validate(const SteerSae& op) {
   Status status = validate_shape(op);
   if (status.ok()) status = check_buffers(kSae, op);
+  if (status.ok()) status = check_tables(kSae, op);
   if (!status.ok() || op.coder == SaeCoder::kNone) return status;
   const size_t weight = size_of(op.weight);
   status = check_operands(
@@ -194,6 +219,7 @@ Status validate(const SteerSae& op) {
 Status validate(const SteerPursuit& op) {
   Status status = validate_shape(op);
   if (status.ok()) status = check_buffers(kPursuit, op);
+  if (status.ok()) status = check_tables(kPursuit, op);
   if (!status.ok()) return status;
   const size_t weight = size_of(op.weight);
   status = check_operands(
@@ -204,6 +230,16 @@ Status validate(const SteerPursuit& op) {
     status = check_operands(kPursuit, {{"gram", op.gram, size_of(op.gram_dtype)}});
   }
   return status;
+}
+
+Status validate(const SteerAffine& op) {
+  Status status = validate_shape(op);
+  if (status.ok()) status = check_buffers(kAffine, op);
+  if (status.ok()) status = check_scales(kAffine, op);
+  if (!status.ok()) return status;
+  const size_t weight = size_of(op.weight);
+  return check_operands(kAffine,
+                        {{"a", op.a, weight}, {"a_bias", op.a_bias, sizeof(float)}, {"b", op.b, weight}});
 }
 
 }  // namespace daco

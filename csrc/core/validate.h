@@ -7,5 +7,6 @@ namespace daco {
 
 Status validate_shape(const SteerSae& op);
 Status validate_shape(const SteerPursuit& op);
+Status validate_shape(const SteerAffine& op);
 
 }  // namespace daco

@@ -23,6 +23,7 @@ struct Summary {
 Summary weigh(const Rows& op, const void* atoms, const Kernels& kernels, int32_t slot, const SparseCode& code,
               const EditScratch& scratch) {
   const TypedKernels& weights = kernels.of(op.weight);
+  const float* scales = op.scales != nullptr ? op.scales + op.atoms : nullptr;  // of the synthesis rows
   const auto atom_bytes = op.dim * static_cast<int64_t>(size_of(op.weight));
   const int64_t row = static_cast<int64_t>(slot) * op.atoms;
   const bool edits = slot >= kFirstPolicy;
@@ -34,13 +35,14 @@ Summary weigh(const Rows& op, const void* atoms, const Kernels& kernels, int32_t
     const int64_t j = code.index[i];
     float amount = 0;
     if (edits) amount = (op.gain[row + j] - 1.f) * c + (op.boost != nullptr ? op.boost[row + j] : 0.f);
+    const float scale = scales != nullptr ? scales[j] : 1.f;
     const bool undesirable = op.undesirable[row + j] != 0;
     // Without a deadband an atom on or off at zero strength changes nothing, so its norm is not needed.
     const bool gated = amount != 0 && !(theta <= 0);
     if (op.k_out > 0 || undesirable || gated) {
       const char* atom = static_cast<const char*>(atoms) + j * atom_bytes;
       const double strength =
-          std::fabs(static_cast<double>(c)) * std::sqrt(weights.sum_squares(atom, op.dim));
+          std::fabs(static_cast<double>(c) * scale) * std::sqrt(weights.sum_squares(atom, op.dim));
       if (undesirable) found.removed += strength;
       if (gated && !(strength > static_cast<double>(theta))) amount = 0;
       if (op.k_out > 0) {
@@ -50,7 +52,7 @@ Summary weigh(const Rows& op, const void* atoms, const Kernels& kernels, int32_t
     }
     if (amount != 0) {
       scratch.index[found.edits] = static_cast<int32_t>(j);
-      scratch.amount[found.edits++] = amount;
+      scratch.amount[found.edits++] = amount * scale;
     }
   }
   return found;
@@ -83,7 +85,6 @@ double edit(const Rows& op, const void* atoms, const Kernels& kernels, int32_t s
     copy_row(op, t);
     return 0;
   }
-  const float* limits = op.limits + slot * kLimits;
   const size_t bytes = static_cast<size_t>(op.dim) * sizeof(float);
   if (shifts) {
     std::memcpy(scratch.delta, shift, bytes);
@@ -91,21 +92,28 @@ double edit(const Rows& op, const void* atoms, const Kernels& kernels, int32_t s
     std::memset(scratch.delta, 0, bytes);
   }
   kernels.of(op.weight).accumulate(scratch.delta, atoms, op.dim, scratch.index, scratch.amount, edits);
-  double share = 1;
-  if (limits[kMaxDose] > 0) {
-    const double length = std::sqrt(fp32.sum_squares(scratch.delta, op.dim));
-    if (length > 0) share = std::min(1.0, static_cast<double>(limits[kMaxDose]) * norm / length);
-  }
-  kernels.add_scaled(x, scratch.delta, static_cast<float>(share), scratch.edited, op.dim);
-  if (limits[kKeepNorm] != 0) {
-    const double length = std::sqrt(fp32.sum_squares(scratch.edited, op.dim));
-    if (length > 0) kernels.scale(scratch.edited, static_cast<float>(norm / length), op.dim);
-  }
-  kernels.of(op.activation).narrow(scratch.edited, out_row(op, t), op.dim);
-  return std::sqrt(kernels.sum_squared_differences(scratch.edited, x, op.dim));
+  return add_delta(op, kernels, t, x, norm, scratch.delta, scratch.edited);
 }
 
 }  // namespace
+
+double add_delta(const Rows& op, const Kernels& kernels, int64_t t, const float* x, double norm,
+                 const float* delta, float* edited) {
+  const TypedKernels& fp32 = kernels.of(DType::kF32);
+  const float* limits = op.limits + op.slots[t] * kLimits;
+  double share = 1;
+  if (limits[kMaxDose] > 0) {
+    const double length = std::sqrt(fp32.sum_squares(delta, op.dim));
+    if (length > 0) share = std::min(1.0, static_cast<double>(limits[kMaxDose]) * norm / length);
+  }
+  kernels.add_scaled(x, delta, static_cast<float>(share), edited, op.dim);
+  if (limits[kKeepNorm] != 0) {
+    const double length = std::sqrt(fp32.sum_squares(edited, op.dim));
+    if (length > 0) kernels.scale(edited, static_cast<float>(norm / length), op.dim);
+  }
+  kernels.of(op.activation).narrow(edited, out_row(op, t), op.dim);
+  return std::sqrt(kernels.sum_squared_differences(edited, x, op.dim));
+}
 
 void copy_row(const Rows& op, int64_t t) {
   const size_t size = size_of(op.activation);

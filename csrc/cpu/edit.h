@@ -22,6 +22,11 @@ void copy_row(const Rows& op, int64_t t);                    // z' = z, bit for 
 void fill_row_with_nan(const Rows& op, int64_t t);           // z' = NaN
 void report_nothing(const Rows& op, int64_t t, float dose);  // both doses, empty support
 
+// z' = z + delta under the dose cap and the norm rule of row t's slot; returns |z' - z|. `edited` [d] is
+// overwritten.
+double add_delta(const Rows& op, const Kernels& kernels, int64_t t, const float* x, double norm,
+                 const float* delta, float* edited);
+
 // Row t, whose slot is in [1, P), whose fp32 values are x [d] with Euclidean norm `norm`, and whose code is
 // `code` over the rows of `atoms` [m, d].
 void steer_row(const Rows& op, const void* atoms, const Kernels& kernels, int64_t t, const float* x,

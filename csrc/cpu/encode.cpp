@@ -12,6 +12,23 @@ constexpr int64_t kAtomMultiple = 16;  // the kernels' stripe
 
 }  // namespace
 
+void encode_range(const Kernels& kernels, const Encoder& e, int64_t begin, int64_t end, const float* const* x,
+                  int64_t rows, float* const* y) {
+  const auto dots = kernels.of(e.dtype).dots;
+  if (e.scale == nullptr) {
+    dots(e.weights, e.index, begin, end, e.dim, e.bias, x, rows, y);
+    return;
+  }
+  dots(e.weights, e.index, begin, end, e.dim, nullptr, x, rows, y);
+  for (int64_t r = 0; r < rows; ++r) {
+    float* out = y[r];
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t atom = e.index != nullptr ? e.index[i] : i;
+      out[i] = out[i] * e.scale[atom] + (e.bias != nullptr ? e.bias[atom] : 0.f);
+    }
+  }
+}
+
 void encode(const Kernels& kernels, const Encoder& e, const float* const* x, int64_t rows, float* const* y,
             const Executor& executor) {
   if (rows == 0 || e.n == 0) return;
@@ -19,11 +36,10 @@ void encode(const Kernels& kernels, const Encoder& e, const float* const* x, int
   const int64_t wanted = (rows < 16 ? kTaskBytes : kManyRowsTaskBytes) / atom_bytes;
   const int64_t piece = (wanted / kAtomMultiple + 1) * kAtomMultiple;
   const int64_t tasks = (e.n + piece - 1) / piece;
-  const auto dots = kernels.of(e.dtype).dots;
   parallel_for(executor, tasks, [&](int64_t task) {
     const int64_t begin = task * piece;
     const int64_t end = begin + piece < e.n ? begin + piece : e.n;
-    dots(e.weights, e.index, begin, end, e.dim, e.bias, x, rows, y);
+    encode_range(kernels, e, begin, end, x, rows, y);
   });
 }
 

@@ -6,6 +6,7 @@
 namespace daco {
 namespace cpu {
 
+// The scaled product comes first and the bias after it: y = scale * (q . x) + bias.
 struct Encoder {
   const void* weights;   // [m, d]
   const float* bias;     // [m] or null
@@ -13,7 +14,12 @@ struct Encoder {
   DType dtype;
   int64_t n;
   int64_t dim;
+  const float* scale = nullptr;  // [m] of quantised weights
 };
+
+// y[r][i] for begin <= i < end, on the calling thread; with the bits that encode() gives them.
+void encode_range(const Kernels& kernels, const Encoder& encoder, int64_t begin, int64_t end,
+                  const float* const* x, int64_t rows, float* const* y);
 
 // y[r][i] = weights[a_i] . x[r] + bias[a_i] for all rows r and i < n. Reads the weights once for up to 64
 // rows, in pieces that threads share.

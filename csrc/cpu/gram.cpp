@@ -4,6 +4,7 @@
 #include <new>
 
 #include "cpu/encode.h"
+#include "cpu/plan.h"
 
 namespace daco {
 namespace cpu {
@@ -17,8 +18,8 @@ Status refuse(const char* what, const char* expected, const char* got) {
 
 bool is_misaligned(const void* p, DType t) { return reinterpret_cast<uintptr_t>(p) % size_of(t) != 0; }
 
-Status check(const void* analysis, const void* atoms, DType weight, int64_t m, int64_t d, const void* gram,
-             DType gram_dtype) {
+Status check(const void* analysis, const void* atoms, DType weight, const float* scales, int64_t m, int64_t d,
+             const void* gram, DType gram_dtype) {
   if (m < 1 || m > INT32_MAX || d < 1) {
     return make_status(Code::kInvalidArgument,
                        "build_gram: analysis: expected [m, d] with m, d of at least 1, got [%lld, %lld]",
@@ -27,10 +28,10 @@ Status check(const void* analysis, const void* atoms, DType weight, int64_t m, i
   if (gram_dtype != DType::kF32 && gram_dtype != DType::kF16) {
     return refuse("gram", "fp32 or fp16", name_of(gram_dtype));
   }
-  if (weight != DType::kF32 && weight != DType::kF16 && weight != DType::kBF16) {
-    return make_status(Code::kUnsupported,
-                       "build_gram: weights: the CPU kernels take fp32, fp16 and bf16, got %s",
-                       name_of(weight));
+  if (Status status = check_weights("build_gram", weight); !status.ok()) return status;
+  if ((scales != nullptr) != (weight == DType::kI8)) {
+    return refuse("scales", weight == DType::kI8 ? "[2, m] with int8 weights" : "none but with int8 weights",
+                  scales != nullptr ? "some" : "none");
   }
   if (analysis == nullptr || is_misaligned(analysis, weight))
     return refuse("analysis", "an aligned buffer", "none");
@@ -41,9 +42,9 @@ Status check(const void* analysis, const void* atoms, DType weight, int64_t m, i
 
 }  // namespace
 
-Status build_gram(const void* analysis, const void* atoms, DType weight, int64_t m, int64_t d, void* gram,
-                  DType gram_dtype, const Executor& executor, Isa isa) {
-  Status status = check(analysis, atoms, weight, m, d, gram, gram_dtype);
+Status build_gram(const void* analysis, const void* atoms, DType weight, const float* scales, int64_t m,
+                  int64_t d, void* gram, DType gram_dtype, const Executor& executor, Isa isa) {
+  Status status = check(analysis, atoms, weight, scales, m, d, gram, gram_dtype);
   if (status.ok()) status = resolve(isa, &isa);
   if (!status.ok()) return status;
 
@@ -57,7 +58,7 @@ Status build_gram(const void* analysis, const void* atoms, DType weight, int64_t
                        static_cast<long long>(kRows));
   }
   const Kernels& table = kernels(isa);
-  const Encoder encoder{atoms, nullptr, nullptr, weight, m, d};
+  const Encoder encoder{atoms, nullptr, nullptr, weight, m, d, scales == nullptr ? nullptr : scales + m};
   const float* x[kRows];
   float* y[kRows];
   for (int64_t begin = 0; begin < m; begin += kRows) {
@@ -66,6 +67,7 @@ Status build_gram(const void* analysis, const void* atoms, DType weight, int64_t
         static_cast<const char*>(analysis) + begin * d * static_cast<int64_t>(size_of(weight));
     table.of(weight).widen(first, rows.get(), n * d);
     for (int64_t i = 0; i < n; ++i) {
+      if (scales != nullptr) table.scale(rows.get() + i * d, scales[begin + i], d);
       x[i] = rows.get() + i * d;
       y[i] = direct ? static_cast<float*>(gram) + (begin + i) * m : block.get() + i * m;
     }

@@ -25,7 +25,8 @@ struct Peak {
   float value;
 };
 
-// Primitives on one element type of the operands.
+// Primitives on one element type of the operands. int8 elements count as the integers they are: what reads
+// quantised weights multiplies the results by their scales.
 struct TypedKernels {
   // y[r][i] = (bias ? bias[a] : 0) + W[a, :] . x[r], for begin <= i < end and r < rows, where
   // a = index ? index[i] : i.
@@ -38,12 +39,12 @@ struct TypedKernels {
   void (*widen)(const void* x, float* y, int64_t n);
   // To nearest, ties to even. What lies beyond the type's range, infinity included, becomes its largest
   // finite value, so that a finite row stays finite; NaN stays NaN.
-  void (*narrow)(const float* x, void* y, int64_t n);
-  bool (*all_finite)(const void* x, int64_t n);
+  void (*narrow)(const float* x, void* y, int64_t n);  // null for int8, which no activation has
+  bool (*all_finite)(const void* x, int64_t n);        // null for int8
 };
 
 struct Kernels {
-  TypedKernels typed[3];  // by DType: fp32, fp16, bf16
+  TypedKernels typed[4];  // by DType: fp32, fp16, bf16, int8
 
   double (*sum_squared_differences)(const float* x, const float* y, int64_t n);
   void (*add_scaled)(const float* x, const float* y, float scale, float* out, int64_t n);  // x + scale * y

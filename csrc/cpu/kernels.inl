@@ -275,7 +275,8 @@ void mark_watched(const float* gain, const float* boost, const uint8_t* undesira
 const Kernels DACO_KERNELS = {
     {{dots<float>, accumulate<float>, sum_squares<float>, widen<float>, narrow<float>, finite_fp32},
      {dots<Half>, accumulate<Half>, sum_squares<Half>, widen<Half>, narrow<Half>, finite_fp16},
-     {dots<Bfloat>, accumulate<Bfloat>, sum_squares<Bfloat>, widen<Bfloat>, narrow<Bfloat>, finite_bf16}},
+     {dots<Bfloat>, accumulate<Bfloat>, sum_squares<Bfloat>, widen<Bfloat>, narrow<Bfloat>, finite_bf16},
+     {dots<int8_t>, accumulate<int8_t>, sum_squares<int8_t>, widen<int8_t>, nullptr, nullptr}},
     sum_squared_differences,
     add_scaled,
     scale,

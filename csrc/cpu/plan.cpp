@@ -8,33 +8,23 @@
 
 namespace daco {
 namespace cpu {
-namespace {
 
 Status check_weights(const char* op, DType weight) {
-  if (weight == DType::kF32 || weight == DType::kF16 || weight == DType::kBF16) return {};
+  if (weight != DType::kF8E4M3) return {};
   return make_status(
       Code::kUnsupported,
-      "%s: weights: the CPU kernels take fp32, fp16 and bf16, got %s; convert them to one of these", op,
-      name_of(weight));
+      "%s: weights: fp8_e4m3 has kernels on CUDA only; on the CPU quantise to int8 or use fp32, "
+      "fp16 or bf16",
+      op);
 }
 
 int clamp_threads(int threads) { return std::min(std::max(threads, 1), static_cast<int>(kMaxThreads)); }
-
-}  // namespace
 
 Status check_supported(const SteerSae& op) {
   return op.coder == SaeCoder::kNone ? Status{} : check_weights("SteerSae", op.weight);
 }
 
-Status check_supported(const SteerPursuit& op) {
-  if (op.coder == PursuitCoder::kElasticNet) {
-    return make_status(
-        Code::kUnsupported,
-        "SteerPursuit: coder: the CPU kernels have no elastic_net yet; use omp with sign nnls for a "
-        "non-negative code");
-  }
-  return check_weights("SteerPursuit", op.weight);
-}
+Status check_supported(const SteerPursuit& op) { return check_weights("SteerPursuit", op.weight); }
 
 size_t workspace_bytes(const SteerSae& op, int threads) {
   return op.rows == 0 ? 0 : Workspace(sizes_of(op, threads), nullptr).bytes();
@@ -79,7 +69,11 @@ Status plan(const SteerPursuit& op, int threads, Plan* plan, Isa isa) {
   if (!status.ok()) return status;
   plan->threads = clamp_threads(threads);
   plan->workspace_bytes = workspace_bytes(op, plan->threads);
-  if (op.gram == nullptr) {
+  if (op.coder == PursuitCoder::kElasticNet) {
+    plan->variant = op.gram == nullptr ? "working set by residuals" : "working set by Gram rows";
+    plan->reason = op.gram == nullptr ? "without a Gram matrix each round reads the analysis matrix again"
+                                      : "the Gram matrix replaces all but one read of the analysis matrix";
+  } else if (op.gram == nullptr) {
     plan->variant = "pursuit by residuals";
     plan->reason = "without a Gram matrix each step reads the analysis matrix again";
   } else if (op.gram_dtype == DType::kF32) {

@@ -10,6 +10,8 @@
 #include <cstring>
 #include <limits>
 
+#include "cpu/dictionary.h"
+
 namespace daco {
 namespace cpu {
 namespace {
@@ -24,29 +26,11 @@ struct Entries {
   float diagonal;
 };
 
-// SteerPursuit's matrix hides the number of the same name.
-int64_t atoms_of(const Rows& rows) { return rows.atoms; }
-
-const void* row_of(const void* matrix, DType t, int64_t row, int64_t width) {
-  return static_cast<const char*>(matrix) + row * width * static_cast<int64_t>(size_of(t));
-}
-
-// out[i] = left[j] . right[index[i]] for i < n: entries of G from its definition.
-void dot_products(const SteerPursuit& op, const Kernels& kernels, const void* left, int64_t j,
-                  const void* right, const int32_t* index, int32_t n, float* atom, float* out) {
-  const TypedKernels& weights = kernels.of(op.weight);
-  weights.widen(row_of(left, op.weight, j, op.dim), atom, op.dim);
-  const float* const x[] = {atom};
-  float* const y[] = {out};
-  weights.dots(right, index, 0, n, op.dim, nullptr, x, 1, y);
-}
-
 Entries gram_entries(const SteerPursuit& op, const Kernels& kernels, const Pursuit& row, int64_t j,
                      const PursuitScratch& scratch) {
   const int32_t n = row.fit.size();
   const int64_t m = atoms_of(op);
-  // One matrix in both roles makes G symmetric to the bit.
-  const bool symmetric = op.analysis == op.atoms;
+  const bool symmetric = is_symmetric(op);
   float* across = scratch.cross;
   float* down = symmetric ? across : across + op.k;
   if (op.gram != nullptr && op.gram_dtype == DType::kF32) {
@@ -59,9 +43,9 @@ Entries gram_entries(const SteerPursuit& op, const Kernels& kernels, const Pursu
   }
   const auto self = static_cast<int32_t>(j);
   float diagonal;
-  dot_products(op, kernels, op.analysis, j, op.atoms, &self, 1, scratch.atom, &diagonal);
-  dot_products(op, kernels, op.analysis, j, op.atoms, row.index, n, scratch.atom, across);
-  if (!symmetric) dot_products(op, kernels, op.atoms, j, op.analysis, row.index, n, scratch.atom, down);
+  gram_row(op, kernels, j, &self, 1, scratch.atom, &diagonal);
+  gram_row(op, kernels, j, row.index, n, scratch.atom, across);
+  if (!symmetric) gram_column(op, kernels, j, row.index, n, scratch.atom, down);
   return {down, across, diagonal};
 }
 
@@ -71,7 +55,9 @@ float first_correlation(const SteerPursuit& op, const Kernels& kernels, const Pu
   float out;
   const float* const x[] = {row.x};
   float* const y[] = {&out};
-  kernels.of(op.weight).dots(op.analysis, &atom, 0, 1, op.dim, op.bias, x, 1, y);
+  Encoder encoder = analysis_of(op);
+  encoder.index = &atom;
+  encode_range(kernels, encoder, 0, 1, x, 1, y);
   return out;
 }
 
@@ -132,9 +118,9 @@ bool extend(const SteerPursuit& op, const Kernels& kernels, float* correlation, 
   }
 }
 
-void find_residual(const SteerPursuit& op, const Kernels& kernels, const Pursuit& row, float* residual) {
-  std::memcpy(residual, row.x, static_cast<size_t>(op.dim) * sizeof(float));
-  kernels.of(op.weight).accumulate(residual, op.atoms, op.dim, row.index, row.negative, row.fit.size());
+void find_residual(const SteerPursuit& op, const Kernels& kernels, const Pursuit& row,
+                   const PursuitScratch& scratch, float* residual) {
+  find_residual(op, kernels, row.x, row.index, row.negative, row.fit.size(), scratch.cross, residual);
 }
 
 bool small_enough(const SteerPursuit& op, const Kernels& kernels, const Pursuit& row, const float* residual) {
@@ -161,7 +147,7 @@ void pursue(const SteerPursuit& op, const Kernels& kernels, float* start, Pursui
   float* correlation = start;
   while (row->fit.size() < op.k) {
     if (op.tol > 0) {
-      find_residual(op, kernels, *row, scratch.residual);
+      find_residual(op, kernels, *row, scratch, scratch.residual);
       if (small_enough(op, kernels, *row, scratch.residual)) return;
     }
     if (!extend(op, kernels, correlation, start, row, scratch)) return;
@@ -186,7 +172,7 @@ void pursue_step(const SteerPursuit& op, const Kernels& kernels, float* correlat
   }
   if (!extend(op, kernels, correlation, nullptr, row, scratch)) return;
   if (row->fit.size() == op.k) return;
-  find_residual(op, kernels, *row, residual);
+  find_residual(op, kernels, *row, scratch, residual);
   row->running = true;
 }
 

@@ -5,9 +5,10 @@
 // z' may be z itself. A block's rows are read before any of them is written, and no row reads another.
 #include <atomic>
 #include <cmath>
-#include <limits>
 
+#include "cpu/dictionary.h"
 #include "cpu/encode.h"
+#include "cpu/launch.h"
 #include "cpu/plan.h"
 #include "cpu/workspace.h"
 
@@ -23,29 +24,6 @@ void for_each_row(const Workspace& space, int64_t workers, int64_t rows, const E
     const Worker worker = space.worker(task);
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < rows;) body(i, task, worker);
   });
-}
-
-// Settles rows that need no code and says whether this is not one of them.
-bool needs_code(const Rows& op, const Kernels& kernels, bool coded, int64_t t) {
-  const int32_t slot = op.slots[t];
-  if (slot < 0 || slot >= op.policies) {
-    fill_row_with_nan(op, t);
-    report_nothing(op, t, std::numeric_limits<float>::quiet_NaN());
-    return false;
-  }
-  const char* z =
-      static_cast<const char*>(op.z) + t * op.z_stride * static_cast<int64_t>(size_of(op.activation));
-  float dose = 0;
-  if (slot != kSlotOff) {
-    if (kernels.of(op.activation).all_finite(z, op.dim)) {
-      if (coded || slot >= kFirstPolicy) return true;
-    } else {
-      dose = std::numeric_limits<float>::quiet_NaN();
-    }
-  }
-  copy_row(op, t);
-  report_nothing(op, t, dose);
-  return false;
 }
 
 template <class Op>
@@ -89,7 +67,8 @@ void steer_block(const Call<SteerSae>& call, int64_t t0, int64_t first, int64_t 
   const bool all = op.coder == SaeCoder::kTopK;
   if (op.coder != SaeCoder::kNone) {
     const Encoder encoder{
-        op.enc, op.enc_bias, all ? nullptr : space.watched, op.weight, all ? op.atoms : watched, op.dim};
+        op.enc, op.enc_bias, all ? nullptr : space.watched, op.weight, all ? op.atoms : watched,
+        op.dim, op.scales};
     encode(call.kernels, encoder, space.x, n, space.correlation, call.executor);
   }
   for_each_row(space, call.workers, n, call.executor, [&](int64_t i, int64_t, const Worker& worker) {
@@ -106,25 +85,51 @@ void steer_block(const Call<SteerSae>& call, int64_t t0, int64_t first, int64_t 
   });
 }
 
-// All rows of the block go through their pursuits together, a step at a time.
-void pursue_in_step(const Call<SteerPursuit>& call, int64_t n) {
+// The pursuit, or the elastic net, of row i of a block.
+void start_row(const Call<SteerPursuit>& call, int64_t i, Pursuit* row) {
+  begin(call.op, call.space.x[i], call.space.norm[i], row);
+}
+void start_row(const Call<SteerPursuit>& call, int64_t i, Net* row) {
+  begin(call.op, call.kernels, call.space.x[i], call.space.norm[i], call.space.correlation[i], row);
+}
+
+void step(const Call<SteerPursuit>& call, int64_t i, Pursuit* row, const Worker& worker) {
+  float* residual = call.space.residuals + i * call.op.dim;
+  pursue_step(call.op, call.kernels, call.space.correlation[i], residual, row, worker.pursuit);
+}
+void step(const Call<SteerPursuit>& call, int64_t i, Net* row, const Worker& worker) {
+  float* residual = call.space.residuals + i * call.op.dim;
+  solve_net_step(call.op, call.kernels, call.space.correlation[i], residual, row, worker.net);
+}
+
+void run_alone(const Call<SteerPursuit>& call, int64_t i, Pursuit* row, const Worker& worker) {
+  pursue(call.op, call.kernels, call.space.correlation[i], row, worker.pursuit);
+}
+void run_alone(const Call<SteerPursuit>& call, int64_t i, Net* row, const Worker& worker) {
+  solve_net(call.op, call.kernels, call.space.correlation[i], row, worker.net);
+}
+
+SparseCode code_of(const Call<SteerPursuit>& call, Pursuit* row) { return finish(call.op, row); }
+SparseCode code_of(const Call<SteerPursuit>&, Net* row) { return finish(row); }
+
+// All rows of the block go on together, a step at a time, and each step reads E once for all of them.
+template <class Row>
+void run_in_step(const Call<SteerPursuit>& call, int64_t n, Row* rows) {
   const SteerPursuit& op = call.op;
   const Workspace& space = call.space;
-  const Encoder encoder{op.analysis, op.bias, nullptr, op.weight, call.rows().atoms, op.dim};
+  const Encoder encoder = analysis_of(op);
   for (int64_t i = 0; i < n; ++i) {
-    space.pursuits[i] = space.pursuit(i);
-    begin(op, space.x[i], space.norm[i], &space.pursuits[i]);
+    space.open(i, &rows[i]);
+    start_row(call, i, &rows[i]);
   }
   int64_t running = n;
   while (running > 0) {
     for_each_row(space, call.workers, n, call.executor, [&](int64_t i, int64_t, const Worker& worker) {
-      Pursuit* row = &space.pursuits[i];
-      if (!row->running) return;
-      pursue_step(op, call.kernels, space.correlation[i], space.residuals + i * op.dim, row, worker.pursuit);
+      if (rows[i].running) step(call, i, &rows[i], worker);
     });
     running = 0;
     for (int64_t i = 0; i < n; ++i) {
-      if (!space.pursuits[i].running) continue;
+      if (!rows[i].running) continue;
       space.alive[running] = space.residuals + i * op.dim;
       space.alive_y[running++] = space.correlation[i];
     }
@@ -132,22 +137,33 @@ void pursue_in_step(const Call<SteerPursuit>& call, int64_t n) {
   }
 }
 
-void steer_block(const Call<SteerPursuit>& call, int64_t t0, int64_t first, int64_t n, int64_t) {
+template <class Row>
+void code_block(const Call<SteerPursuit>& call, int64_t t0, int64_t first, int64_t n, Row* rows) {
   const SteerPursuit& op = call.op;
   const Workspace& space = call.space;
-  const Encoder encoder{op.analysis, op.bias, nullptr, op.weight, call.rows().atoms, op.dim};
-  encode(call.kernels, encoder, space.x, n, space.correlation, call.executor);
-  if (op.gram == nullptr) pursue_in_step(call, n);
+  encode(call.kernels, analysis_of(op), space.x, n, space.correlation, call.executor);
+  if (op.gram == nullptr) run_in_step(call, n, rows);
   for_each_row(space, call.workers, n, call.executor, [&](int64_t i, int64_t task, const Worker& worker) {
-    Pursuit own = op.gram == nullptr ? space.pursuits[i] : space.pursuit(task);
-    if (op.gram != nullptr) {
-      begin(op, space.x[i], space.norm[i], &own);
-      pursue(op, call.kernels, space.correlation[i], &own, worker.pursuit);
+    Row own;
+    if (op.gram == nullptr) {
+      own = rows[i];
+    } else {
+      space.open(task, &own);
+      start_row(call, i, &own);
+      run_alone(call, i, &own, worker);
     }
-    const SparseCode code = finish(op, &own);
+    const SparseCode code = code_of(call, &own);
     steer_row(op, op.atoms, call.kernels, t0 + space.row[first + i], space.x[i], space.norm[i], code,
               worker.edit);
   });
+}
+
+void steer_block(const Call<SteerPursuit>& call, int64_t t0, int64_t first, int64_t n, int64_t) {
+  if (call.op.coder == PursuitCoder::kOmp) {
+    code_block(call, t0, first, n, call.space.pursuits);
+  } else {
+    code_block(call, t0, first, n, call.space.nets);
+  }
 }
 
 // Brings `n` rows into fp32 and takes their norms.
@@ -158,9 +174,7 @@ void load_block(const Call<Op>& call, int64_t t0, int64_t first, int64_t n, int6
   for_each_row(space, call.workers, n, call.executor, [&](int64_t i, int64_t, const Worker&) {
     const int64_t t = t0 + space.row[first + i];
     float* x = space.rows + i * op.dim;
-    const char* z =
-        static_cast<const char*>(op.z) + t * op.z_stride * static_cast<int64_t>(size_of(op.activation));
-    call.kernels.of(op.activation).widen(z, x, op.dim);
+    call.kernels.of(op.activation).widen(row_of(op, t), x, op.dim);
     space.x[i] = x;
     space.correlation[i] = space.correlations + i * correlations;
     space.norm[i] = std::sqrt(call.kernels.of(DType::kF32).sum_squares(x, op.dim));
@@ -205,32 +219,6 @@ void run(const Call<Op>& call, const Sizes& sizes) {
 
 Sizes sizes_for(const SteerSae& op, int threads) { return sizes_of(op, threads); }
 Sizes sizes_for(const SteerPursuit& op, int threads) { return sizes_of(op, threads, op.gram != nullptr); }
-
-Status check_plan(const char* op, const Plan& plan) {
-  if (plan.isa < Isa::kScalar || !has(plan.isa)) {
-    return make_status(Code::kUnsupported, "%s: the plan's instruction set %s does not run on this machine",
-                       op, name_of(plan.isa));
-  }
-  if (plan.threads < 1 || plan.threads > kMaxThreads) {
-    return make_status(Code::kInvalidArgument, "%s: the plan's threads: expected 1 to %d, got %d", op,
-                       static_cast<int>(kMaxThreads), plan.threads);
-  }
-  return {};
-}
-
-Status check_workspace(const char* op, const Plan& plan, size_t needed, const void* workspace) {
-  if (plan.workspace_bytes < needed) {
-    return make_status(Code::kWorkspace,
-                       "%s: workspace: this call needs %zu bytes, its plan has %zu; plan again", op, needed,
-                       plan.workspace_bytes);
-  }
-  if (workspace == nullptr || reinterpret_cast<uintptr_t>(workspace) % 64 != 0) {
-    return make_status(Code::kWorkspace,
-                       "%s: workspace: expected %zu bytes aligned to 64, got the pointer %p", op, needed,
-                       workspace);
-  }
-  return {};
-}
 
 template <class Op>
 Status launch(const char* name, const Op& op, const Plan& plan, void* memory, const Executor& executor) {

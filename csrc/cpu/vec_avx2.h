@@ -37,6 +37,11 @@ DACO_INLINE V load(const Bfloat* p) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
 }
 
+DACO_INLINE V load(const int8_t* p) {
+  const __m128i q = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q))};
+}
+
 // The first n < kLanes elements, zeros behind them; nothing beyond them is touched.
 template <class T>
 DACO_INLINE V load_first(const T* p, int64_t n) {

@@ -39,6 +39,10 @@ DACO_INLINE V load(const Half* p) {
 DACO_INLINE V load(const Bfloat* p) {
   return bfloat_to_float(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+DACO_INLINE V int8_to_float(__m128i q) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q))}; }
+DACO_INLINE V load(const int8_t* p) {
+  return int8_to_float(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 
 DACO_INLINE __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 // The first n < kLanes elements, zeros behind them; masked lanes are not touched in memory.
@@ -48,6 +52,9 @@ DACO_INLINE V load_first(const Half* p, int64_t n) {
 }
 DACO_INLINE V load_first(const Bfloat* p, int64_t n) {
   return bfloat_to_float(_mm256_maskz_loadu_epi16(first(n), p));
+}
+DACO_INLINE V load_first(const int8_t* p, int64_t n) {
+  return int8_to_float(_mm_maskz_loadu_epi8(first(n), p));
 }
 
 DACO_INLINE void store(float* p, V v) { _mm512_storeu_ps(p, v.v); }

@@ -66,6 +66,11 @@ DACO_INLINE V load(const Half* p) {
   return from_bits(magnitude | ((h & 0x8000u) << 16));
 }
 
+DACO_INLINE V load(const int8_t* p) {
+  return V{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+           static_cast<float>(p[3])};
+}
+
 // The first n < kLanes elements, zeros behind them.
 template <class T>
 DACO_INLINE V load_first(const T* p, int64_t n) {

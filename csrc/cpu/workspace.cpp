@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/small_net.h"
+
 namespace daco {
 namespace cpu {
 namespace {
@@ -43,6 +45,18 @@ Worker carve_worker(const Sizes& s, Carver* carver) {
     w.pursuit.atom = carver->take<float>(s.dim);
     w.pursuit.cross = carver->take<float>(2 * s.pursuit);
   }
+  if (s.net > 0) {
+    w.net.correlation = carver->take<float>(s.net);
+    w.net.candidate = carver->take<int32_t>(s.net);
+    w.net.value = carver->take<float>(s.net);
+    w.net.column = carver->take<float>(kSmallNet * kSmallNet);
+    w.net.left = carver->take<double>(kSmallNet);
+    w.net.code = carver->take<double>(kSmallNet);
+    w.net.factor = carver->take<double>(kSmallSolve * kSmallSolve);
+    w.net.entry = carver->take<float>(kSmallNet);
+    w.net.residual = carver->take<float>(s.dim);
+    w.net.atom = carver->take<float>(s.dim);
+  }
   return w;
 }
 
@@ -54,6 +68,16 @@ Pursuit carve_pursuit(const Sizes& s, Carver* carver) {
   p.negative = carver->take<float>(s.pursuit);
   p.barred = carver->take<uint64_t>(s.barred);
   return p;
+}
+
+Net carve_net(const Sizes& s, Carver* carver) {
+  Net n{};
+  n.index = carver->take<int32_t>(s.net);
+  n.code = carver->take<float>(s.net);
+  n.diagonal = carver->take<float>(s.net);
+  n.length = carver->take<float>(s.net);
+  n.member = carver->take<uint64_t>(member_words(s.net));
+  return n;
 }
 
 Sizes sizes_of_rows(const Rows& op, int threads) {
@@ -92,6 +116,14 @@ Sizes sizes_of(const SteerPursuit& op, int threads, bool has_gram) {
   const int64_t m = static_cast<const Rows&>(op).atoms;
   Sizes s = sizes_of_rows(op, threads);
   s.correlations = m;
+  // With a Gram matrix a row's code is found from start to end on one worker, else all rows' are open.
+  s.in_step = !has_gram;
+  s.open = s.in_step ? s.block : s.workers;
+  if (op.coder == PursuitCoder::kElasticNet) {
+    s.codes = m;
+    s.net = m;
+    return s;
+  }
   s.codes = op.k;
   s.pursuit = op.k;
   s.non_negative = op.sign == PursuitSign::kNonNegative;
@@ -107,13 +139,14 @@ Workspace::Workspace(const Sizes& s, void* base) : sizes_(s) {
   norm = carver.take<double>(s.block);
   x = carver.take<const float*>(s.block);
   correlation = carver.take<float*>(s.block);
-  alive = carver.take<const float*>(s.barred > 0 ? s.block : 0);
-  alive_y = carver.take<float*>(s.barred > 0 ? s.block : 0);
-  pursuits = carver.take<Pursuit>(s.barred > 0 ? s.block : 0);
+  alive = carver.take<const float*>(s.in_step ? s.block : 0);
+  alive_y = carver.take<float*>(s.in_step ? s.block : 0);
+  pursuits = carver.take<Pursuit>(s.in_step && s.pursuit > 0 ? s.block : 0);
+  nets = carver.take<Net>(s.in_step && s.net > 0 ? s.block : 0);
   watched = carver.take<int32_t>(s.watched);
   seen = carver.take<uint8_t>(s.watched);
   rows = carver.take<float>(s.block * s.dim);
-  residuals = carver.take<float>(s.barred > 0 ? s.block * s.dim : 0);
+  residuals = carver.take<float>(s.in_step ? s.block * s.dim : 0);
   correlations = carver.take<float>(s.block * s.correlations);
 
   Carver one_worker(nullptr);
@@ -121,16 +154,11 @@ Workspace::Workspace(const Sizes& s, void* base) : sizes_(s) {
   worker_bytes_ = one_worker.used();
   workers_ = carver.take<char>(static_cast<int64_t>(worker_bytes_) * s.workers);
 
-  pursuit_bytes_ = 0;
-  pursuit_buffers_ = nullptr;
-  if (s.pursuit > 0) {
-    // With a Gram matrix a row's pursuit runs from start to end on one worker, else all rows' are open.
-    Carver one_pursuit(nullptr);
-    carve_pursuit(s, &one_pursuit);
-    pursuit_bytes_ = one_pursuit.used();
-    pursuit_buffers_ =
-        carver.take<char>(static_cast<int64_t>(pursuit_bytes_) * (s.barred > 0 ? s.block : s.workers));
-  }
+  Carver one_open(nullptr);
+  if (s.pursuit > 0) carve_pursuit(s, &one_open);
+  if (s.net > 0) carve_net(s, &one_open);
+  open_bytes_ = one_open.used();
+  open_buffers_ = carver.take<char>(static_cast<int64_t>(open_bytes_) * s.open);
   bytes_ = carver.used();
 }
 
@@ -139,9 +167,14 @@ Worker Workspace::worker(int64_t i) const {
   return carve_worker(sizes_, &carver);
 }
 
-Pursuit Workspace::pursuit(int64_t i) const {
-  Carver carver(pursuit_buffers_ + static_cast<size_t>(i) * pursuit_bytes_);
-  return carve_pursuit(sizes_, &carver);
+void Workspace::open(int64_t i, Pursuit* row) const {
+  Carver carver(open_buffers_ + static_cast<size_t>(i) * open_bytes_);
+  *row = carve_pursuit(sizes_, &carver);
+}
+
+void Workspace::open(int64_t i, Net* row) const {
+  Carver carver(open_buffers_ + static_cast<size_t>(i) * open_bytes_);
+  *row = carve_net(sizes_, &carver);
 }
 
 }  // namespace cpu

@@ -4,6 +4,8 @@
 #include <cstddef>
 
 #include "cpu/edit.h"
+#include "cpu/elastic_net.h"
+#include "cpu/plan.h"
 #include "cpu/pursuit.h"
 
 namespace daco {
@@ -11,7 +13,6 @@ namespace cpu {
 
 constexpr int64_t kWindowRows = 4096;  // rows that are looked at together to find those that need a code
 constexpr int64_t kBlockRows = 64;     // rows that are coded together; bounds the workspace
-constexpr int32_t kMaxThreads = 256;
 
 // The sizes that decide the layout. Zero leaves a buffer out.
 struct Sizes {
@@ -28,6 +29,9 @@ struct Sizes {
   bool non_negative = false;
   int64_t gram_row = 0;  // m, for a pursuit with a Gram matrix
   int64_t barred = 0;    // words of a pursuit without one
+  int64_t net = 0;       // m, for an elastic net
+  int64_t open = 0;      // pursuits or nets that are under way together
+  bool in_step = false;  // those of a block, for want of a Gram matrix
 };
 
 Sizes sizes_of(const SteerSae& op, int threads);
@@ -39,6 +43,7 @@ struct Worker {
   float* select;
   EditScratch edit;
   PursuitScratch pursuit;
+  NetScratch net;
 };
 
 class Workspace {
@@ -47,7 +52,9 @@ class Workspace {
 
   size_t bytes() const { return bytes_; }
   Worker worker(int64_t i) const;
-  Pursuit pursuit(int64_t i) const;  // fresh, with its buffers set
+  // Sets the buffers of pursuit or net number i.
+  void open(int64_t i, Pursuit* row) const;
+  void open(int64_t i, Net* row) const;
 
   uint8_t* needs_code;  // [window]
   int32_t* row;         // [window] rows of the window that need a code
@@ -57,6 +64,7 @@ class Workspace {
   const float** alive;  // [block] residuals of the rows that a pursuit goes on with
   float** alive_y;      // [block] and where their correlations go
   Pursuit* pursuits;    // [block]
+  Net* nets;            // [block]
   int32_t* watched;     // [m] list
   uint8_t* seen;        // [m]
   float* rows;          // [block, d] what x points to
@@ -66,9 +74,9 @@ class Workspace {
  private:
   Sizes sizes_;
   size_t worker_bytes_;
-  size_t pursuit_bytes_;
+  size_t open_bytes_;
   char* workers_;
-  char* pursuit_buffers_;
+  char* open_buffers_;
   size_t bytes_;
 };
 

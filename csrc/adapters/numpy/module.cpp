@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 
 #include "adapters/operands.h"
 #include "adapters/thread_pool.h"
@@ -33,6 +34,7 @@ void check(const Status& status) {
 Element element_of(nb::dlpack::dtype t) {
   if (t == nb::dtype<float>()) return Element::kF32;
   if (t == nb::dtype<int32_t>()) return Element::kI32;
+  if (t == nb::dtype<int8_t>()) return Element::kI8;
   if (t == nb::dtype<bool>()) return Element::kBool;
   if (t == nb::dtype<uint16_t>()) return Element::kBF16;
   if (t.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && t.bits == 16) return Element::kF16;
@@ -56,14 +58,19 @@ Isa isa_named(const std::string& name) {
   throw nb::value_error(("isa must be auto, scalar, avx2 or avx512, got '" + name + "'").c_str());
 }
 
+template <class Op>
+constexpr bool op_has_support = !std::is_same_v<Op, SteerAffine>;
+
 struct FreeDeleter {
   void operator()(void* p) const { std::free(p); }
 };
 
-// Inputs in the order of the operator contract, None where one is absent.
+// Inputs in the order of the operator contract, None where one is absent. Outputs: z', doses and, of
+// operators with a code, the support.
 template <class Op, size_t N>
 void run(Op& op, const nb::tuple& inputs, const nb::tuple& outputs, const std::string& isa, int threads) {
-  if (inputs.size() != N || outputs.size() != 4) throw nb::value_error("wrong number of operands");
+  if (inputs.size() != N || outputs.size() != (op_has_support<Op> ? 4 : 2))
+    throw nb::value_error("wrong number of operands");
   Input held[N];
   Operand operands[N];
   for (size_t i = 0; i < N; ++i) {
@@ -73,7 +80,7 @@ void run(Op& op, const nb::tuple& inputs, const nb::tuple& outputs, const std::s
   }
   check(bind(operands, &op));
   Output out[4];
-  for (size_t i = 0; i < 4; ++i) out[i] = nb::cast<Output>(outputs[i]);
+  for (size_t i = 0; i < outputs.size(); ++i) out[i] = nb::cast<Output>(outputs[i]);
   op.out = out[0].data();
   op.doses = static_cast<float*>(out[1].data());
   if (op.k_out > 0) {
@@ -112,7 +119,7 @@ void steer_pursuit(const nb::tuple& inputs, const nb::tuple& outputs, const std:
   SteerPursuit op;
   check(parse_attribute("steer_pursuit", coder.c_str(), &op.coder));
   check(parse_attribute("steer_pursuit", sign.c_str(), &op.sign));
-  check(check_count("steer_pursuit", "k", k, 1, &op.k));
+  check(check_count("steer_pursuit", "k", k, op.coder == PursuitCoder::kOmp ? 1 : 0, &op.k));
   check(check_count("steer_pursuit", "k_out", k_out, 0, &op.k_out));
   op.tol = static_cast<float>(tol);
   op.tau = static_cast<float>(tau);
@@ -120,11 +127,22 @@ void steer_pursuit(const nb::tuple& inputs, const nb::tuple& outputs, const std:
   run<SteerPursuit, kPursuitInputs>(op, inputs, outputs, isa, threads);
 }
 
-void build_gram(const Input& analysis, const Input& atoms, const Output& gram, const std::string& isa,
-                int threads) {
-  DType weight;
-  int64_t m = 0, d = 0;
-  check(bind_gram(describe(analysis), describe(atoms), &weight, &m, &d));
+void steer_affine(const nb::tuple& inputs, const nb::tuple& outputs, const std::string& phi, double low,
+                  double high, const std::string& isa, int threads) {
+  SteerAffine op;
+  check(parse_attribute("steer_affine", phi.c_str(), &op.phi));
+  op.low = static_cast<float>(low);
+  op.high = static_cast<float>(high);
+  run<SteerAffine, kAffineInputs>(op, inputs, outputs, isa, threads);
+}
+
+void build_gram(const Input& analysis, const Input& atoms, const nb::object& scales, const Output& gram,
+                const std::string& isa, int threads) {
+  Input held;
+  if (!scales.is_none()) held = nb::cast<Input>(scales);
+  GramOperands from;
+  check(bind_gram(describe(analysis), describe(atoms), scales.is_none() ? Operand{} : describe(held), &from));
+  const int64_t m = from.m;
   if (gram.ndim() != 2 || gram.shape(0) != static_cast<size_t>(m) || gram.shape(1) != static_cast<size_t>(m))
     throw nb::value_error("the output must have shape (m, m)");
   const DType type = gram.dtype() == nb::dtype<float>() ? DType::kF32 : DType::kF16;
@@ -133,8 +151,8 @@ void build_gram(const Input& analysis, const Input& atoms, const Output& gram, c
   {
     const nb::gil_scoped_release released;
     ThreadPool pool(threads);
-    status = cpu::build_gram(analysis.data(), atoms.data(), weight, m, d, gram.data(), type, pool.executor(),
-                             chosen);
+    status = cpu::build_gram(from.analysis, from.atoms, from.weight, from.scales, m, from.d, gram.data(),
+                             type, pool.executor(), chosen);
   }
   check(status);
 }
@@ -160,6 +178,8 @@ NB_MODULE(_core, m) {
   using namespace daco::adapters;
   m.def("steer_sae", &steer_sae);
   m.def("steer_pursuit", &steer_pursuit);
-  m.def("build_gram", &build_gram);
+  m.def("steer_affine", &steer_affine);
+  m.def("build_gram", &build_gram, nb::arg("analysis"), nb::arg("atoms"), nb::arg("scales").none(),
+        nb::arg("gram"), nb::arg("isa"), nb::arg("threads"));
   m.def("build_info", &build_info);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 #include <thread>
+#include <type_traits>
 
 namespace daco::adapters {
 namespace {
@@ -14,6 +15,8 @@ Element element_of(ONNXTensorElementDataType type) {
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: return Element::kF32;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return Element::kF16;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16: return Element::kBF16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8: return Element::kI8;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN: return Element::kF8E4M3;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32: return Element::kI32;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL: return Element::kBool;
     default: return Element::kOther;
@@ -30,6 +33,7 @@ const char* name_of(ONNXTensorElementDataType type) {
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32: return "int32";
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8: return "int8";
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8: return "uint8";
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN: return "float8e4m3fn";
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL: return "bool";
     default: return "another type";
   }
@@ -43,6 +47,17 @@ template <>
 constexpr const char* kKind<float> = "a float";
 template <>
 constexpr const char* kKind<std::string> = "a string";
+template <>
+constexpr const char* kKind<std::vector<float>> = "a list of floats";
+
+template <class T>
+T read(const Ort::ConstKernelInfo& info, const char* name) {
+  if constexpr (std::is_same_v<T, std::vector<float>>) {
+    return info.GetAttributes<float>(name);
+  } else {
+    return info.GetAttribute<T>(name);
+  }
+}
 
 }  // namespace
 
@@ -55,7 +70,7 @@ void check(const Status& status) {
 template <class T>
 T attribute(const Ort::ConstKernelInfo& info, const char* op, const char* name) {
   try {
-    return info.GetAttribute<T>(name);
+    return read<T>(info, name);
   } catch (const Ort::Exception&) {
     throw Ort::Exception(std::string(op) + ": attribute " + name + " must be " + kKind<T> + "; node '" +
                              info.GetNodeName() + "' has none of that name and type",
@@ -66,6 +81,7 @@ T attribute(const Ort::ConstKernelInfo& info, const char* op, const char* name) 
 template int64_t attribute(const Ort::ConstKernelInfo&, const char*, const char*);
 template float attribute(const Ort::ConstKernelInfo&, const char*, const char*);
 template std::string attribute(const Ort::ConstKernelInfo&, const char*, const char*);
+template std::vector<float> attribute(const Ort::ConstKernelInfo&, const char*, const char*);
 
 Tensor::Tensor(const Ort::ConstValue& value) {
   if (value == nullptr) return;

@@ -18,6 +18,7 @@ void attach_gram(const SteerPursuit& from, const char* gram, SteerPursuit* op) {
   op->gram_dtype = from.gram_dtype;
 }
 void attach_gram(const SteerSae&, const char*, SteerSae*) {}
+void attach_gram(const SteerAffine&, const char*, SteerAffine*) {}
 
 // An output that the graph does not use is absent; null then.
 void* output(const Ort::KernelContext& context, size_t i, const std::vector<int64_t>& shape) {
@@ -47,8 +48,10 @@ void Kernel<Op, N>::compute(OrtKernelContext* raw) const {
   shape.back() = 2;
   op.doses = static_cast<float*>(output(context, kOutDoses, shape));
   shape.back() = op.k_out;
-  op.support_index = static_cast<int32_t*>(output(context, kOutIndex, shape));
-  op.support_value = static_cast<float*>(output(context, kOutValue, shape));
+  if constexpr (!std::is_same_v<Op, SteerAffine>) {
+    op.support_index = static_cast<int32_t*>(output(context, kOutIndex, shape));
+    op.support_value = static_cast<float*>(output(context, kOutValue, shape));
+  }
 
   // Results that nobody asked for still need a place: the core writes doses always, and the two halves of
   // the support together.
@@ -76,6 +79,7 @@ void Kernel<Op, N>::compute(OrtKernelContext* raw) const {
 
 template class Kernel<SteerSae, kSaeInputs>;
 template class Kernel<SteerPursuit, kPursuitInputs>;
+template class Kernel<SteerAffine, kAffineInputs>;
 
 SaeKernel::SaeKernel(const OrtKernelInfo* raw) : Kernel(raw) {
   const Ort::ConstKernelInfo info(raw);
@@ -91,7 +95,8 @@ PursuitKernel::PursuitKernel(const OrtKernelInfo* raw) : Kernel(raw) {
   SteerPursuit& op = attributes_;
   check(parse_attribute(kName, attribute<std::string>(info, kName, "coder").c_str(), &op.coder));
   check(parse_attribute(kName, attribute<std::string>(info, kName, "sign").c_str(), &op.sign));
-  check(check_count(kName, "k", attribute<int64_t>(info, kName, "k"), 1, &op.k));
+  check(check_count(kName, "k", attribute<int64_t>(info, kName, "k"), op.coder == PursuitCoder::kOmp ? 1 : 0,
+                    &op.k));
   check(check_count(kName, "k_out", attribute<int64_t>(info, kName, "k_out"), 0, &op.k_out));
   op.tol = attribute<float>(info, kName, "tol");
   op.tau = attribute<float>(info, kName, "tau");
@@ -108,15 +113,37 @@ void PursuitKernel::precompute_gram(const Ort::ConstKernelInfo& info) {
   const Tensor e(info.GetTensorConstantInput(kPursuitAnalysis, &e_constant));
   const Tensor a(info.GetTensorConstantInput(kPursuitAtoms, &a_constant));
   if (!e_constant || !a_constant) return;
-  DType weight;
-  int64_t m = 0, d = 0;
-  check(bind_gram(e.operand(), a.operand(), &weight, &m, &d));
+  Operand scales;
+  Tensor constant_scales;
+  if (info.GetInputCount() > kPursuitScales && !info.GetInputName(kPursuitScales).empty()) {
+    int s_constant = 0;
+    constant_scales = Tensor(info.GetTensorConstantInput(kPursuitScales, &s_constant));
+    if (!s_constant) return;
+    scales = constant_scales.operand();
+  }
+  GramOperands from;
+  check(bind_gram(e.operand(), a.operand(), scales, &from));
+  const int64_t m = from.m;
   attributes_.gram_dtype = m <= kGramInFp32 ? DType::kF32 : DType::kF16;
   gram_.reset(new char[static_cast<size_t>(m) * static_cast<size_t>(m) * size_of(attributes_.gram_dtype)]);
   // A session under construction lends no threads, and tens of thousands of atoms take one thread a minute.
-  ThreadPool pool(m * m * d < kSmallGram ? 1 : machine_threads());
-  check(cpu::build_gram(e.operand().data, a.operand().data, weight, m, d, gram_.get(), attributes_.gram_dtype,
-                        pool.executor()));
+  ThreadPool pool(m * m * from.d < kSmallGram ? 1 : machine_threads());
+  check(cpu::build_gram(from.analysis, from.atoms, from.weight, from.scales, m, from.d, gram_.get(),
+                        attributes_.gram_dtype, pool.executor()));
+}
+
+AffineKernel::AffineKernel(const OrtKernelInfo* raw) : Kernel(raw) {
+  const Ort::ConstKernelInfo info(raw);
+  SteerAffine& op = attributes_;
+  check(parse_attribute(kName, attribute<std::string>(info, kName, "phi").c_str(), &op.phi));
+  if (op.phi != AffinePhi::kClamp) return;
+  const auto clamp = attribute<std::vector<float>>(info, kName, "clamp");
+  if (clamp.size() != 2) {
+    check(make_status(Code::kInvalidArgument, "%s: attribute clamp must be [low, high], got %d numbers",
+                      kName, static_cast<int>(clamp.size())));
+  }
+  op.low = clamp[0];
+  op.high = clamp[1];
 }
 
 }  // namespace daco::adapters

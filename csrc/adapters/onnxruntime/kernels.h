@@ -1,4 +1,4 @@
-// The two operators as ONNX Runtime kernels: attributes are read and checked when a session is built, a
+// The operators as ONNX Runtime kernels: attributes are read and checked when a session is built, a
 // call binds its tensors and runs.
 #pragma once
 
@@ -10,7 +10,7 @@ namespace daco::adapters {
 
 enum Output : size_t { kOutZ, kOutDoses, kOutIndex, kOutValue, kOutputs };
 
-// What both kernels share: how a bound operator runs in the session's threads and memory. Holds nothing
+// What all kernels share: how a bound operator runs in the session's threads and memory. Holds nothing
 // that a call changes, so one kernel serves concurrent runs.
 template <class Op, size_t N>
 class Kernel {
@@ -31,16 +31,25 @@ class Kernel {
 class SaeKernel : public Kernel<SteerSae, kSaeInputs> {
  public:
   static constexpr const char* kName = "SteerSae";
+  static constexpr size_t kOutputCount = kOutputs;
   explicit SaeKernel(const OrtKernelInfo* info);
 };
 
 class PursuitKernel : public Kernel<SteerPursuit, kPursuitInputs> {
  public:
   static constexpr const char* kName = "SteerPursuit";
+  static constexpr size_t kOutputCount = kOutputs;
   explicit PursuitKernel(const OrtKernelInfo* info);
 
  private:
   void precompute_gram(const Ort::ConstKernelInfo& info);
+};
+
+class AffineKernel : public Kernel<SteerAffine, kAffineInputs> {
+ public:
+  static constexpr const char* kName = "SteerAffine";
+  static constexpr size_t kOutputCount = kOutIndex;  // it has no support
+  explicit AffineKernel(const OrtKernelInfo* info);
 };
 
 }  // namespace daco::adapters

@@ -1,5 +1,5 @@
-// The custom-op library of ONNX Runtime: domain ai.daco with SteerSae and SteerPursuit, and the one
-// exported symbol RegisterCustomOps.
+// The custom-op library of ONNX Runtime: domain ai.daco with SteerSae, SteerPursuit and SteerAffine, and
+// the one exported symbol RegisterCustomOps.
 //
 // ONNX Runtime infers an output's type from the declared type of an input only when all of them are fixed,
 // so each operator is declared once for every activation type; the types of the matrices stay open and
@@ -48,6 +48,15 @@ ONNXTensorElementDataType type_of(PursuitInput i) {
   }
 }
 
+ONNXTensorElementDataType type_of(AffineInput i) {
+  switch (i) {
+    case kAffineSlots: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+    case kAffineA:
+    case kAffineB: return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    default: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  }
+}
+
 // Owns what the shape function borrows.
 struct ShapeInfo {
   explicit ShapeInfo(OrtTensorTypeAndShapeInfo* p) : info(p) {}
@@ -71,7 +80,7 @@ void set_shape(OrtShapeInferContext* context, size_t i, ONNXTensorElementDataTyp
 
 // z' has the shape of z; the other outputs replace its last axis. Uses the plain C interface: the C++
 // wrapper reads all inputs first and fails on absent ones.
-void infer_shapes(OrtShapeInferContext* context) {
+void infer_shapes(OrtShapeInferContext* context, size_t outputs) {
   const OrtApi& api = Ort::GetApi();
   OrtTensorTypeAndShapeInfo* z = nullptr;
   Ort::ThrowOnError(api.ShapeInferContext_GetInputTypeShape(context, kSaeZ, &z));
@@ -89,6 +98,7 @@ void infer_shapes(OrtShapeInferContext* context) {
   symbols.back() = "";
   dims.back() = 2;
   set_shape(context, kOutDoses, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, dims, symbols);
+  if (outputs <= kOutIndex) return;
   const OrtOpAttr* attribute = nullptr;
   Ort::ThrowOnError(api.ShapeInferContext_GetAttribute(context, "k_out", &attribute));
   size_t read = 0;
@@ -112,7 +122,7 @@ struct Declaration : OrtCustomOp {
       return is_optional(static_cast<Input>(i)) ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
     };
     GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return kOutputs; };
+    GetOutputTypeCount = [](const OrtCustomOp*) { return K::kOutputCount; };
     GetOutputType = [](const OrtCustomOp* self, size_t i) {
       if (i == kOutZ) return of(self).activation_;
       return i == kOutIndex ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
@@ -130,7 +140,7 @@ struct Declaration : OrtCustomOp {
     };
     KernelDestroy = [](void* kernel) { delete static_cast<K*>(kernel); };
     InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) {
-      return guarded([&] { infer_shapes(context); });
+      return guarded([&] { infer_shapes(context, K::kOutputCount); });
     };
     GetStartVersion = [](const OrtCustomOp*) { return 1; };
     GetEndVersion = [](const OrtCustomOp*) { return 1; };
@@ -153,6 +163,7 @@ struct Declaration : OrtCustomOp {
 
 using Sae = Declaration<SaeKernel, SaeInput, kSaeInputs>;
 using Pursuit = Declaration<PursuitKernel, PursuitInput, kPursuitInputs>;
+using Affine = Declaration<AffineKernel, AffineInput, kAffineInputs>;
 
 // Lives as long as the process: sessions keep pointers into it, and ONNX Runtime may be gone before the
 // static destructors of this library run.
@@ -163,6 +174,7 @@ OrtCustomOpDomain* domain() {
                             ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}) {
       d->Add(new Sae(type));
       d->Add(new Pursuit(type));
+      d->Add(new Affine(type));
     }
     return static_cast<OrtCustomOpDomain*>(*d);
   }();

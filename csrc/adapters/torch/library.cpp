@@ -18,6 +18,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using AffineOutputs = std::tuple<Tensor, Tensor>;
 
 // A plain exception: torch's own macro would put this file's name before the sentence.
 void check(const Status& status) {
@@ -48,6 +49,8 @@ Element element_of(ScalarType type) {
     case ScalarType::Float: return Element::kF32;
     case ScalarType::Half: return Element::kF16;
     case ScalarType::BFloat16: return Element::kBF16;
+    case ScalarType::Char: return Element::kI8;
+    case ScalarType::Float8_e4m3fn: return Element::kF8E4M3;
     case ScalarType::Int: return Element::kI32;
     case ScalarType::Bool: return Element::kBool;
     default: return Element::kOther;
@@ -63,6 +66,7 @@ const char* name_of(ScalarType type) {
     case ScalarType::Long: return "int64";
     case ScalarType::Int: return "int32";
     case ScalarType::Char: return "int8";
+    case ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
     case ScalarType::Byte: return "uint8";
     case ScalarType::Bool: return "bool";
     default: return "another dtype";
@@ -199,7 +203,7 @@ Outputs steer_pursuit(const Tensor& z, const Tensor& slots, const Tensor& analys
   SteerPursuit op;
   check(parse_attribute(name, coder_text.c_str(), &op.coder));
   check(parse_attribute(name, sign_text.c_str(), &op.sign));
-  check(check_count(name, "k", k, 1, &op.k));
+  check(check_count(name, "k", k, op.coder == PursuitCoder::kOmp ? 1 : 0, &op.k));
   check(check_count(name, "k_out", k_out, 0, &op.k_out));
   op.tol = static_cast<float>(tol);
   op.tau = static_cast<float>(tau);
@@ -209,18 +213,30 @@ Outputs steer_pursuit(const Tensor& z, const Tensor& slots, const Tensor& analys
   return steer(op, tensors);
 }
 
-Tensor build_gram(const Tensor& analysis, const Tensor& atoms, ScalarType dtype) {
+AffineOutputs steer_affine(const Tensor& z, const Tensor& slots, const Tensor& a, const Tensor& a_bias,
+                           const Tensor& b, const Tensor& shift, const Tensor& limits, StringHandle phi,
+                           double low, double high) {
+  const Text phi_text(phi);
+  SteerAffine op;
+  check(parse_attribute("steer_affine", phi_text.c_str(), &op.phi));
+  op.low = static_cast<float>(low);
+  op.high = static_cast<float>(high);
+  std::array<Tensor, kAffineInputs> tensors = {z, slots, a, a_bias, b, shift, limits};
+  const Outputs all = steer(op, tensors);
+  return {std::get<0>(all), std::get<1>(all)};
+}
+
+Tensor build_gram(const Tensor& analysis, const Tensor& atoms, const Tensor& scales, ScalarType dtype) {
   if (dtype != ScalarType::Float && dtype != ScalarType::Half)
     check(make_status(Code::kInvalidArgument, "build_gram: dtype must be float32 or float16, got %s",
                       name_of(dtype)));
   const DType stored = dtype == ScalarType::Float ? DType::kF32 : DType::kF16;
-  const Tensor e = packed(analysis), a = packed(atoms);
-  DType weight;
-  int64_t m = 0, d = 0;
-  check(bind_gram(describe(e), describe(a), &weight, &m, &d));
-  Tensor gram = make({m, m}, dtype_of(stored));
-  check(cpu::build_gram(e.const_data_ptr(), a.const_data_ptr(), weight, m, d, gram.mutable_data_ptr(), stored,
-                        torch_threads()));
+  const Tensor e = packed(analysis), a = packed(atoms), s = packed(scales);
+  GramOperands from;
+  check(bind_gram(describe(e), describe(a), describe(s), &from));
+  Tensor gram = make({from.m, from.m}, dtype_of(stored));
+  check(cpu::build_gram(from.analysis, from.atoms, from.weight, from.scales, from.m, from.d,
+                        gram.mutable_data_ptr(), stored, torch_threads()));
   return gram;
 }
 
@@ -237,11 +253,16 @@ STABLE_TORCH_LIBRARY(daco, m) {
       "Tensor gain, Tensor boost, Tensor undesirable, Tensor shift, Tensor limits, Tensor scales, *, "
       "str coder, int k, str sign, float tol, float tau, float alpha, int k_out) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("build_gram(Tensor analysis, Tensor atoms, *, ScalarType dtype) -> Tensor");
+  m.def(
+      "steer_affine(Tensor z, Tensor slots, Tensor a, Tensor a_bias, Tensor b, Tensor shift, Tensor limits, "
+      "*, "
+      "str phi, float low, float high) -> (Tensor, Tensor)");
+  m.def("build_gram(Tensor analysis, Tensor atoms, Tensor scales, *, ScalarType dtype) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(daco, CPU, m) {
   m.impl("steer_sae", TORCH_BOX(&daco::adapters::steer_sae));
   m.impl("steer_pursuit", TORCH_BOX(&daco::adapters::steer_pursuit));
+  m.impl("steer_affine", TORCH_BOX(&daco::adapters::steer_affine));
   m.impl("build_gram", TORCH_BOX(&daco::adapters::build_gram));
 }

@@ -16,13 +16,15 @@ MAX_PURSUIT = 64
 SAE_CODERS = ("topk", "relu", "jumprelu", "none")
 PURSUIT_CODERS = ("omp", "elastic_net")
 SIGNS = ("positive", "signed", "nnls")
+PHIS = ("identity", "relu", "clamp")
 
 _FLOATS = ("float32", "float16", "bfloat16")
+_QUANTISED = ("int8", "float8_e4m3fn")
 _INT32_MAX = 2**31 - 1
 
 
 class Policies(NamedTuple):
-    """The operands that both operators share."""
+    """The operands that the operators with a code share."""
 
     gain: Any
     boost: Any | None
@@ -55,7 +57,7 @@ def check_sae(
         _floats(op, name_dtype, "threshold", threshold, "(m,)", m=m)
     elif coder == "jumprelu":
         raise ValueError(f"{op}: threshold must be given with coder 'jumprelu', got None")
-    _policies(op, name_dtype, policies, m, d)
+    _policies(op, name_dtype, policies, m, d, name_dtype(enc), used=coder != "none")
     if coder == "topk":
         _count(op, "k", k, 1, m, "the number of atoms m")
     _count(op, "k_out", k_out, 0, _INT32_MAX)
@@ -74,34 +76,80 @@ def check_pursuit(
     k: int,
     sign: str,
     tol: float,
+    tau: float,
+    alpha: float,
     k_out: int,
 ) -> None:
     """Refuse operands of ``steer_pursuit`` that do not fit together; absent ones are ``None``."""
     op = "steer_pursuit"
     _one_of(op, "coder", coder, PURSUIT_CODERS)
     _one_of(op, "sign", sign, SIGNS)
-    if coder != "omp":
-        raise NotImplementedError(f"{op}: coder {coder!r} has no kernel in this version; use 'omp'")
     d = _rows(op, name_dtype, z, slots)
     m = _weights(op, name_dtype, ("analysis", analysis), ("atoms", atoms), d)
     _floats(op, name_dtype, "bias", bias, "(m,)", m=m)
     if gram is not None:
         _dtype(op, "gram", name_dtype(gram), ("float32", "float16"))
         _shape(op, "gram", gram, "(m, m)", m=m)
-    _policies(op, name_dtype, policies, m, d)
-    _count(op, "k", k, 1, MAX_PURSUIT)
-    _count(op, "k", k, 1, m, "the number of atoms m")
-    if not 0 <= tol < float("inf"):
-        raise ValueError(f"{op}: tol must be a fraction of the row's norm, 0 or more, got {tol}")
+    _policies(op, name_dtype, policies, m, d, name_dtype(analysis))
+    if coder == "omp":
+        _count(op, "k", k, 1, MAX_PURSUIT)
+        _count(op, "k", k, 1, m, "the number of atoms m")
+        if not 0 <= tol < float("inf"):
+            raise ValueError(f"{op}: tol must be a fraction of the row's norm, 0 or more, got {tol}")
+    else:
+        _count(op, "k", k, 0, _INT32_MAX)
+        if not 0 <= tau <= 1:
+            raise ValueError(f"{op}: tau must be the L1 share of the penalty, 0 to 1, got {tau}")
+        if not 0 < alpha < float("inf"):
+            raise ValueError(f"{op}: alpha must be the strength of the penalty, above 0, got {alpha}")
     _count(op, "k_out", k_out, 0, _INT32_MAX)
 
 
-def check_gram(name_dtype: Callable[[Any], str], analysis: Any, atoms: Any, dtype: str) -> None:
+def check_affine(
+    name_dtype: Callable[[Any], str],
+    z: Any,
+    slots: Any,
+    a: Any,
+    a_bias: Any,
+    b: Any,
+    shift: Any,
+    limits: Any,
+    phi: str,
+    low: float,
+    high: float,
+) -> None:
+    """Refuse operands of ``steer_affine`` that do not fit together."""
+    op = "steer_affine"
+    _one_of(op, "phi", phi, PHIS)
+    d = _rows(op, name_dtype, z, slots)
+    dtype = name_dtype(a)
+    _dtype(op, "a", dtype, _FLOATS)
+    shape = a.shape
+    if len(shape) != 3 or shape[0] < 2 or shape[1] < 1 or shape[2] != d:
+        raise ValueError(
+            f"{op}: a must have shape (P, r, d) with d={d}, r >= 1 and P >= 2 (slots 0 and 1 are counted),"
+            f" got {_text(shape)}"
+        )
+    p, r = shape[:2]
+    _floats(op, name_dtype, "a_bias", a_bias, "(P, r)", P=p, r=r)
+    if name_dtype(b) != dtype:
+        raise TypeError(f"{op}: b must have dtype {dtype} like a, got {name_dtype(b)}")
+    _shape(op, "b", b, "(P, d, r)", P=p, d=d, r=r)
+    _floats(op, name_dtype, "shift", shift, "(P, d)", P=p, d=d)
+    _floats(op, name_dtype, "limits", limits, "(P, 4)", P=p)
+    if phi == "clamp" and not low <= high:
+        raise ValueError(f"{op}: clamp must be (low, high) with low <= high, got ({low}, {high})")
+
+
+def check_gram(
+    name_dtype: Callable[[Any], str], analysis: Any, atoms: Any, scales: Any | None, dtype: str
+) -> None:
     """Refuse operands of ``build_gram``; ``dtype`` is the name of the result's."""
     op = "build_gram"
     if len(analysis.shape) != 2:
         raise ValueError(f"{op}: analysis must have shape (m, d), got {_text(analysis.shape)}")
-    _weights(op, name_dtype, ("analysis", analysis), ("atoms", atoms), analysis.shape[1])
+    m = _weights(op, name_dtype, ("analysis", analysis), ("atoms", atoms), analysis.shape[1])
+    _scales(op, name_dtype, scales, m, name_dtype(analysis))
     _dtype(op, "dtype", dtype, ("float32", "float16"))
 
 
@@ -124,7 +172,7 @@ def _weights(
     """Check the two big matrices and return m."""
     (first_name, matrix), (second_name, other) = first, second
     dtype = name_dtype(matrix)
-    _dtype(op, first_name, dtype, _FLOATS)
+    _dtype(op, first_name, dtype, (*_FLOATS, *_QUANTISED))
     shape = matrix.shape
     if len(shape) != 2 or shape[0] < 1 or shape[1] != d:
         raise ValueError(f"{op}: {first_name} must have shape (m, d) with d={d}, got {_text(shape)}")
@@ -136,7 +184,15 @@ def _weights(
     return shape[0]
 
 
-def _policies(op: str, name_dtype: Callable[[Any], str], operands: Policies, m: int, d: int) -> None:
+def _policies(
+    op: str,
+    name_dtype: Callable[[Any], str],
+    operands: Policies,
+    m: int,
+    d: int,
+    weight: str,
+    used: bool = True,
+) -> None:
     gain = operands.gain
     _dtype(op, "gain", name_dtype(gain), ("float32",))
     shape = gain.shape
@@ -152,9 +208,22 @@ def _policies(op: str, name_dtype: Callable[[Any], str], operands: Policies, m: 
     _shape(op, "undesirable", operands.undesirable, "(P, m)", P=p, m=m)
     _floats(op, name_dtype, "shift", operands.shift, "(P, d)", P=p, d=d)
     _floats(op, name_dtype, "limits", operands.limits, "(P, 4)", P=p)
-    if operands.scales is not None:
-        raise NotImplementedError(
-            f"{op}: scales belong to int8 and fp8 weights, which this version has no kernels for; pass None"
+    _scales(op, name_dtype, operands.scales, m, weight, used)
+
+
+def _scales(
+    op: str, name_dtype: Callable[[Any], str], scales: Any | None, m: int, weight: str, used: bool = True
+) -> None:
+    """Refuse scales without quantised weights and, where the weights are ``used``, the reverse."""
+    if weight in _QUANTISED:
+        if scales is not None:
+            _floats(op, name_dtype, "scales", scales, "(2, m)", m=m)
+        elif used:
+            raise ValueError(f"{op}: scales must be given with {weight} weights, shape (2, m) with m={m}")
+    elif scales is not None:
+        raise ValueError(
+            f"{op}: scales must be None with {weight} weights, they belong to quantised ones,"
+            f" got shape {_text(scales.shape)}"
         )
 
 
@@ -164,7 +233,7 @@ def _floats(op: str, name_dtype: Callable[[Any], str], name: str, x: Any, letter
 
 
 def _shape(op: str, name: str, x: Any, letters: str, **sizes: int) -> None:
-    wanted = tuple(sizes.get(a) or int(a) for a in letters.strip("(,)").split(", "))
+    wanted = tuple(sizes[a] if a in sizes else int(a) for a in letters.strip("(,)").split(", "))
     if tuple(x.shape) != wanted:
         known = ", ".join(f"{letter}={size}" for letter, size in sizes.items())
         raise ValueError(f"{op}: {name} must have shape {letters} with {known}, got {_text(x.shape)}")

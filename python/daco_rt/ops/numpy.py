@@ -1,7 +1,6 @@
 """The steering operators on NumPy arrays: the native kernels without torch.
 
-The arguments are those of :func:`daco_rt.ops.steer_sae` and :func:`daco_rt.ops.steer_pursuit`, plus how
-to run. Arrays may be read-only or strided (strided ones are copied); bf16 arrays have dtype
+The arguments are those of :mod:`daco_rt.ops`, plus how to run. Arrays may be read-only or strided (strided ones are copied); bf16 arrays have dtype
 ``ml_dtypes.bfloat16``. No thread is started unless ``threads`` is more than 1, and none outlives a call.
 """
 
@@ -15,9 +14,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from daco_rt import _native
 from daco_rt.ops import checks
-from daco_rt.ops.reference import Steered
+from daco_rt.ops.reference import Steered, SteeredAffine
 
 _BF16 = np.dtype(ml_dtypes.bfloat16)
+_FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 def steer_sae(
@@ -70,6 +70,7 @@ def steer_sae(
     threshold, boost, scales = _given(threshold), _given(boost), _given(scales)
     policies = checks.Policies(gain, boost, undesirable, shift, limits, scales)
     checks.check_sae(_dtype, z, slots, enc, enc_bias, dec, threshold, policies, coder, k, k_out)
+    _no_fp8("steer_sae", enc)
     out = _outputs(z, k_out)
     _native.core().steer_sae(
         _native_arrays(
@@ -111,7 +112,10 @@ def steer_pursuit(
     """
     gram, boost, scales = _given(gram), _given(boost), _given(scales)
     policies = checks.Policies(gain, boost, undesirable, shift, limits, scales)
-    checks.check_pursuit(_dtype, z, slots, analysis, bias, gram, atoms, policies, coder, k, sign, tol, k_out)
+    checks.check_pursuit(
+        _dtype, z, slots, analysis, bias, gram, atoms, policies, coder, k, sign, tol, tau, alpha, k_out
+    )
+    _no_fp8("steer_pursuit", analysis)
     out = _outputs(z, k_out)
     _native.core().steer_pursuit(
         _native_arrays(
@@ -123,8 +127,43 @@ def steer_pursuit(
     return out
 
 
+def steer_affine(
+    z: NDArray,
+    slots: NDArray,
+    a: NDArray,
+    a_bias: NDArray,
+    b: NDArray,
+    *,
+    shift: NDArray,
+    limits: NDArray,
+    phi: str = "identity",
+    clamp: tuple[float, float] = (0.0, 1.0),
+    isa: str = "auto",
+    threads: int = 1,
+) -> SteeredAffine:
+    """Steer activations by an affine edit; see :func:`daco_rt.ops.steer_affine`.
+
+    ``isa`` and ``threads`` as in :func:`steer_sae`.
+    """
+    low, high = clamp
+    checks.check_affine(_dtype, z, slots, a, a_bias, b, shift, limits, phi, low, high)
+    out = SteeredAffine(*_outputs(z, 0)[:2])
+    _native.core().steer_affine(
+        _native_arrays(z, slots, a, a_bias, b, shift, limits),
+        _native_arrays(*out),
+        phi, float(low), float(high), isa, _thread_count("steer_affine", threads),
+    )  # fmt: skip
+    return out
+
+
 def build_gram(
-    analysis: NDArray, atoms: NDArray, dtype: DTypeLike = np.float32, *, isa: str = "auto", threads: int = 1
+    analysis: NDArray,
+    atoms: NDArray,
+    dtype: DTypeLike = np.float32,
+    *,
+    scales: NDArray | None = None,
+    isa: str = "auto",
+    threads: int = 1,
 ) -> NDArray:
     """Return ``analysis @ atoms.T``, [m, m], accumulated in fp32; see :func:`daco_rt.ops.build_gram`.
 
@@ -135,10 +174,12 @@ def build_gram(
     array([[1., 0.],
            [0., 1.]], dtype=float16)
     """
-    checks.check_gram(_dtype, analysis, atoms, str(np.dtype(dtype)))
+    scales = _given(scales)
+    checks.check_gram(_dtype, analysis, atoms, scales, str(np.dtype(dtype)))
     gram = np.empty((len(analysis), len(analysis)), dtype)
-    e, a = _native_arrays(analysis, atoms)
-    _native.core().build_gram(e, a, gram, isa, _thread_count("build_gram", threads))
+    _no_fp8("build_gram", analysis)
+    e, a, s = _native_arrays(analysis, atoms, scales)
+    _native.core().build_gram(e, a, s, gram, isa, _thread_count("build_gram", threads))
     return gram
 
 
@@ -167,6 +208,13 @@ def _native_arrays(*arrays: NDArray | None) -> tuple[NDArray | None, ...]:
     """Make arrays contiguous, and bf16 ones uint16: the module's interface has no type for bf16."""
     packed = [None if a is None else np.asarray(a, order="C") for a in arrays]
     return tuple(a.view(np.uint16) if a is not None and a.dtype == _BF16 else a for a in packed)
+
+
+def _no_fp8(op: str, matrix: NDArray) -> None:
+    if matrix.dtype == _FP8:
+        raise NotImplementedError(
+            f"{op}: fp8 weights have kernels on CUDA only; quantise to int8 or use fp32, fp16 or bf16"
+        )
 
 
 def _thread_count(op: str, threads: int) -> int:

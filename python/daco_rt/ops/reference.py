@@ -11,6 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from daco_rt.ops.affine_reference import SteeredAffine, add_delta, steer_affine
+from daco_rt.ops.elastic_net import elastic_net
+from daco_rt.ops.quantise import scaled
+
+__all__ = ["Steered", "SteeredAffine", "steer_affine", "steer_pursuit", "steer_sae"]
+
 Array = NDArray[np.float64]
 
 PURSUIT_EPS = 1e-5
@@ -53,6 +59,7 @@ def steer_sae(
     limits: ArrayLike,
     threshold: ArrayLike | None = None,
     boost: ArrayLike | None = None,
+    scales: ArrayLike | None = None,
     coder: str = "topk",
     k: int = 32,
     k_out: int = 0,
@@ -71,8 +78,8 @@ def steer_sae(
     >>> out.z
     array([[0., 4.]])
     """
-    dec64 = _f64(dec)
-    enc64, bias64 = _f64(enc), _f64(enc_bias)
+    dec64 = scaled(dec, scales, 1)
+    enc64, bias64 = scaled(enc, scales, 0), _f64(enc_bias)
     watched = watched_latents(_f64(gain), or_zeros(boost, gain), np.asarray(undesirable, bool))
     level = np.zeros(len(bias64)) if coder == "relu" else or_zeros(threshold, bias64)
 
@@ -100,23 +107,31 @@ def steer_pursuit(
     limits: ArrayLike,
     gram: ArrayLike | None = None,
     boost: ArrayLike | None = None,
+    scales: ArrayLike | None = None,
     coder: str = "omp",
     k: int = 32,
     sign: str = "positive",
     tol: float = 0.0,
+    tau: float = 0.95,
+    alpha: float = 0.05,
     k_out: int = 0,
 ) -> Steered:
-    """Steer rows by orthogonal matching pursuit over a dictionary, in float64.
+    """Steer rows by matching pursuit or an elastic net over a dictionary, in float64.
 
     Same arguments as :func:`daco_rt.ops.steer_pursuit`; the columns of ``gram`` that are needed are
     computed from ``analysis`` and ``atoms`` when it is ``None``.
     """
-    if coder != "omp":
-        raise NotImplementedError(f"steer_pursuit: coder must be 'omp', got {coder!r}")
-    e64, a64, b64 = _f64(analysis), _f64(atoms), _f64(bias)
+    e64, a64, b64 = scaled(analysis, scales, 0), scaled(atoms, scales, 1), _f64(bias)
     columns = GramColumns(e64, a64, None if gram is None or np.size(gram) == 0 else _f64(gram))
 
+    lengths = np.linalg.norm(a64, axis=1)
+
     def code(row: Array) -> Array:
+        if coder == "elastic_net":
+            return elastic_net(
+                row, e64, b64, columns.__getitem__, columns.diagonal, lengths,
+                tau=tau, alpha=alpha, signed=sign == "signed",
+            )  # fmt: skip
         return orthogonal_matching_pursuit(row, e64, b64, columns, a64, k=k, sign=sign, tol=tol)
 
     return _steer(z, slots, code, a64, gain, boost, undesirable, shift, limits, k_out)
@@ -256,21 +271,13 @@ def edit_row(
     limits: Array,
 ) -> Array:
     """Return z' of one row: deadband, gain and boost, shift, dose cap, norm keeping, in that order."""
-    theta, max_dose, keep_norm = limits[:3]
+    theta = limits[0]
     on = np.abs(code) * np.linalg.norm(atoms, axis=1) > theta
     if not (on & (code != 0)).any() and not shift.any():
         return row
     active = (code != 0).astype(np.float64)
     delta = (on * ((gain - 1.0) * code + boost * active)) @ atoms + shift
-    norm = np.linalg.norm(row)
-    length = np.linalg.norm(delta)
-    if max_dose > 0 and length > 0:
-        delta = delta * min(1.0, max_dose * norm / length)
-    edited = row + delta
-    length = np.linalg.norm(edited)
-    if keep_norm != 0 and length > 0:
-        edited = edited * (norm / length)
-    return edited
+    return add_delta(row, delta, limits)
 
 
 def _steer(z, slots, code_of, atoms, gain, boost, undesirable, shift, limits, k_out) -> Steered:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from daco_rt import _native
 from daco_rt.ops import checks
-from daco_rt.ops.reference import Steered
+from daco_rt.ops.reference import Steered, SteeredAffine
 
 _native.load_torch_library()
 
@@ -22,6 +22,8 @@ _NAMES = {
     torch.float32: "float32",
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
+    torch.int8: "int8",
+    torch.float8_e4m3fn: "float8_e4m3fn",
     torch.int32: "int32",
     torch.bool: "bool",
 }
@@ -58,8 +60,9 @@ def steer_sae(
     slots : [...], int32
         Policy of each row: 0 off (copied bit for bit), 1 observe (reported, copied bit for bit), from 2
         on the loaded policies. Outside [0, P): the row becomes NaN.
-    enc, dec : [m, d], fp32 | fp16 | bf16, both the same
-        Encoder and decoder, one latent a row. Decoder rows need not have unit norm.
+    enc, dec : [m, d], fp32 | fp16 | bf16 | int8, both the same
+        Encoder and decoder, one latent a row. Decoder rows need not have unit norm. fp8 (e4m3) has kernels
+        on CUDA only.
     enc_bias : [m], fp32
     gain : [P, m], fp32
         Factor on each code; 1 leaves it, 0 removes it. Rows 0 and 1 are ignored.
@@ -74,8 +77,9 @@ def steer_sae(
         Of ``jumprelu``: latents at or below it are off.
     boost : [P, m], fp32, optional
         Added to each active code.
-    scales : optional
-        Reserved for quantised weights; must be None.
+    scales : [2, m], fp32
+        Of quantised weights, as :func:`quantise` gives them: row 0 multiplies the rows of ``enc``, row 1 those
+        of ``dec``. None for other weights.
     coder : "topk" | "relu" | "jumprelu" | "none"
         ``topk`` reads all of enc; ``relu`` and ``jumprelu`` only the latents that some policy edits or
         reports, so they are cheaper; ``none`` reads neither matrix and adds the shift.
@@ -112,7 +116,7 @@ def steer_sae(
         z, slots, enc, enc_bias, dec, empty if threshold is None else threshold, gain,
         empty if boost is None else boost, undesirable, shift, limits, empty if scales is None else scales,
     )  # fmt: skip
-    return _call("steer_sae", operands, coder=coder, k=k, k_out=k_out)
+    return Steered(*_call("steer_sae", operands, coder=coder, k=k, k_out=k_out))
 
 
 def steer_pursuit(
@@ -139,30 +143,32 @@ def steer_pursuit(
 ) -> Steered:
     """Steer activations by a sparse decomposition over a dictionary.
 
-    Like :func:`steer_sae`, with codes from orthogonal matching pursuit: correlations
+    Like :func:`steer_sae`, with codes from orthogonal matching pursuit (correlations
     ``analysis @ z_t + bias`` pick at most k rows of ``atoms``, whose coefficients are refitted by least
-    squares after every pick.
+    squares after every pick) or from an elastic net over all atoms.
 
     Parameters
     ----------
     z, slots, gain, undesirable, shift, limits, boost, scales, k_out
         As in :func:`steer_sae`, with m the number of atoms.
-    analysis, atoms : [m, d], fp32 | fp16 | bf16, both the same
-        E and A; the same matrix for plain pursuit, different ones for pursuit in a metric.
+    analysis, atoms : [m, d], fp32 | fp16 | bf16 | int8, both the same
+        E and A; the same matrix for plain pursuit, different ones for pursuit in a metric. Quantised ones come
+        with ``scales``: row 0 for E, row 1 for A.
     bias : [m], fp32
     gram : [m, m], fp32 | fp16, optional
         ``build_gram(analysis, atoms)``. Without it every step of every row reads the atoms again, up to k
         times slower; it costs 4 or 2 bytes per pair of atoms. fp16 serves selection, coefficients are fp32.
-    coder : "omp"
+    coder : "omp" | "elastic_net"
     k : int
-        Largest support, 1 ≤ k ≤ min(m, 64).
+        Largest support of ``omp``, 1 ≤ k ≤ min(m, 64). The elastic net has as many codes as its penalty leaves.
     sign : "positive" | "signed" | "nnls"
-        Pick by the largest correlation and edit positive codes only; pick by absolute value; or solve
-        non-negative least squares at every refit (slower).
+        ``omp``: pick by the largest correlation and edit positive codes only; pick by absolute value; or solve
+        non-negative least squares at every refit (slower). ``elastic_net``: c ≥ 0 unless ``signed``.
     tol : float
-        Stop when the residual's norm (not squared) is at most tol·‖z‖; 0 never stops early.
+        ``omp``: stop when the residual's norm (not squared) is at most tol·‖z‖; 0 never stops early.
     tau, alpha : float
-        Of the elastic net, which has no kernel in this version.
+        ``elastic_net``: minimise ½‖ẑ - c·A‖² + α(τ‖c‖₁ + ½(1-τ)‖c‖²) for ẑ = z/‖z‖; c is scaled back by ‖z‖.
+        0 ≤ τ ≤ 1, α > 0.
 
     Returns
     -------
@@ -191,15 +197,75 @@ def steer_pursuit(
         empty if boost is None else boost, undesirable, shift, limits, empty if scales is None else scales,
     )  # fmt: skip
     options = {"coder": coder, "k": k, "sign": sign, "tol": tol, "tau": tau, "alpha": alpha, "k_out": k_out}
-    return _call("steer_pursuit", operands, **options)
+    return Steered(*_call("steer_pursuit", operands, **options))
 
 
-def build_gram(analysis: Tensor, atoms: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def steer_affine(
+    z: Tensor,
+    slots: Tensor,
+    a: Tensor,
+    a_bias: Tensor,
+    b: Tensor,
+    *,
+    shift: Tensor,
+    limits: Tensor,
+    phi: str = "identity",
+    clamp: tuple[float, float] = (0.0, 1.0),
+) -> SteeredAffine:
+    """Steer activations by an affine edit of low rank: z' = z + B φ(A z + a) + shift.
+
+    Projection removal, clamped directions and other interventions without a sparse code. There is no support
+    and no deadband; the removed dose is 0.
+
+    Parameters
+    ----------
+    z, slots, shift : as in :func:`steer_sae`. Slot 1 copies the row and reports doses of 0.
+    a : [P, r, d], fp32 | fp16 | bf16
+        What is measured, r directions a policy.
+    a_bias : [P, r], fp32
+    b : [P, d, r], dtype of ``a``
+        What is added for each.
+    limits : [P, 4], fp32
+        As in :func:`steer_sae`; theta is ignored.
+    phi : "identity" | "relu" | "clamp"
+    clamp : (low, high)
+        Bounds of ``clamp``; infinite ones leave a side open.
+
+    Returns
+    -------
+    SteeredAffine
+        ``z`` like the input, and ``doses [..., 2]`` fp32.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As :func:`steer_sae`.
+
+    Example
+    -------
+    Remove the first coordinate:
+
+    >>> import torch
+    >>> direction = torch.zeros(3, 1, 2)
+    >>> direction[2, 0, 0] = 1
+    >>> steer_affine(torch.tensor([[3.0, 4.0]]), torch.tensor([2], dtype=torch.int32), direction,
+    ...              torch.zeros(3, 1), -direction.transpose(1, 2), shift=torch.zeros(3, 2),
+    ...              limits=torch.zeros(3, 4)).z
+    tensor([[0., 4.]])
+    """
+    operands = (z, slots, a, a_bias, b, shift, limits)
+    return SteeredAffine(*_call("steer_affine", operands, phi=phi, low=float(clamp[0]), high=float(clamp[1])))
+
+
+def build_gram(
+    analysis: Tensor, atoms: Tensor, dtype: torch.dtype = torch.float32, *, scales: Tensor | None = None
+) -> Tensor:
     """Return ``analysis @ atoms.T``, [m, m], accumulated in fp32: the ``gram`` of :func:`steer_pursuit`.
 
     Parameters
     ----------
-    analysis, atoms : [m, d], fp32 | fp16 | bf16, both the same
+    analysis, atoms : [m, d], fp32 | fp16 | bf16 | int8, both the same
+    scales : [2, m], fp32, of quantised matrices.
     dtype : torch.float32 | torch.float16
         Of the result. fp16 halves its size and changes only which of two nearly equal atoms is picked.
 
@@ -210,13 +276,17 @@ def build_gram(analysis: Tensor, atoms: Tensor, dtype: torch.dtype = torch.float
     tensor([[1., 0.],
             [0., 1.]])
     """
-    checks.check_gram(_dtype, analysis, atoms, _NAMES.get(dtype, str(dtype)))
+    checks.check_gram(
+        _dtype, analysis, atoms, None if scales is None else _given(scales), _NAMES.get(dtype, str(dtype))
+    )
     _check_device("build_gram", analysis)
     _check_no_gradient("build_gram", (analysis, atoms))
-    return torch.ops.daco.build_gram(analysis, atoms, dtype=dtype)
+    return torch.ops.daco.build_gram(
+        analysis, atoms, torch.empty(0) if scales is None else scales, dtype=dtype
+    )
 
 
-def _call(op: str, operands: tuple[Tensor, ...], **options: Any) -> Steered:
+def _call(op: str, operands: tuple[Tensor, ...], **options: Any) -> tuple[Tensor, ...]:
     """Run an operator; explain in Python's exceptions what it refuses.
 
     The library checks every operand itself, so the checks here cost nothing until a call fails. A traced
@@ -225,9 +295,9 @@ def _call(op: str, operands: tuple[Tensor, ...], **options: Any) -> Steered:
     _check_no_gradient(op, operands)
     if torch.compiler.is_compiling():
         _explain(op, operands, options)
-        return Steered(*getattr(torch.ops.daco, op)(*operands, **options))
+        return getattr(torch.ops.daco, op)(*operands, **options)
     try:
-        return Steered(*getattr(torch.ops.daco, op)(*operands, **options))
+        return getattr(torch.ops.daco, op)(*operands, **options)
     except (RuntimeError, TypeError):
         _explain(op, operands, options)
         raise
@@ -238,15 +308,17 @@ def _explain(op: str, operands: tuple[Tensor, ...], options: dict[str, Any]) -> 
     for x in operands:
         if isinstance(x, Tensor):
             _check_device(op, x)
+    if op == "steer_affine":
+        checks.check_affine(_dtype, *operands, **options)
+        return
     gain, boost, undesirable, shift, limits, scales = operands[6:]
     policies = checks.Policies(gain, _given(boost), undesirable, shift, limits, _given(scales))
-    attributes = {name: value for name, value in options.items() if name not in ("tau", "alpha")}
     if op == "steer_sae":
         z, slots, enc, enc_bias, dec, threshold = operands[:6]
-        checks.check_sae(_dtype, z, slots, enc, enc_bias, dec, _given(threshold), policies, **attributes)
+        checks.check_sae(_dtype, z, slots, enc, enc_bias, dec, _given(threshold), policies, **options)
     else:
         z, slots, analysis, bias, gram, atoms = operands[:6]
-        checks.check_pursuit(_dtype, z, slots, analysis, bias, _given(gram), atoms, policies, **attributes)
+        checks.check_pursuit(_dtype, z, slots, analysis, bias, _given(gram), atoms, policies, **options)
 
 
 def _dtype(x: Any) -> str:
@@ -291,8 +363,13 @@ def _steer_pursuit_shapes(
     return _output_shapes("steer_pursuit", z, k_out)
 
 
+@torch.library.register_fake("daco::steer_affine")
+def _steer_affine_shapes(z, slots, a, a_bias, b, shift, limits, *, phi, low, high):
+    return _output_shapes("steer_affine", z, 0)[:2]
+
+
 @torch.library.register_fake("daco::build_gram")
-def _build_gram_shapes(analysis, atoms, *, dtype):
+def _build_gram_shapes(analysis, atoms, scales, *, dtype):
     return analysis.new_empty((analysis.shape[0], atoms.shape[0]), dtype=dtype)
 
 

@@ -1,0 +1,337 @@
+#include "cpu/elastic_net.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+
+#include "cpu/small_net.h"
+
+namespace daco {
+namespace cpu {
+namespace {
+
+constexpr double kTolerance = 1e-6;  // a step of this share of |z| is no step any more
+constexpr int64_t kAdmitted = 32;    // fewest places that a round offers
+constexpr int kSettling = 4;         // rounds without an admission that refine the codes
+
+double l1_of(const SteerPursuit& op, const Net& net) {
+  return static_cast<double>(op.alpha) * op.tau * net.norm;
+}
+double l2_of(const SteerPursuit& op) { return static_cast<double>(op.alpha) * (1.0 - op.tau); }
+bool both_signs(const SteerPursuit& op) { return op.sign == PursuitSign::kSigned; }
+
+// How far correlations from the Gram matrix may be off: its entries may be rounded, and rows of it stand in
+// for columns, which differ where E and A were rounded apart.
+double coarseness(const SteerPursuit& op) {
+  double worst = op.gram_dtype == DType::kF16 ? 0x1p-10 : 0.0;
+  if (is_symmetric(op)) return worst;
+  const double rounding = op.weight == DType::kF32    ? 0x1p-22
+                          : op.weight == DType::kF16  ? 0x1p-10
+                          : op.weight == DType::kBF16 ? 0x1p-8
+                                                      : 0x1p-7;
+  return std::max(worst, rounding);
+}
+
+float gram_entry(const SteerPursuit& op, const Kernels& kernels, int64_t i, int64_t j) {
+  const int64_t at = i * atoms_of(op) + j;
+  if (op.gram_dtype == DType::kF32) return static_cast<const float*>(op.gram)[at];
+  float entry;
+  kernels.of(op.gram_dtype).widen(static_cast<const Half*>(op.gram) + at, &entry, 1);
+  return entry;
+}
+
+bool is_member(const Net& net, int64_t j) { return (net.member[j / 64] >> (j % 64) & 1) != 0; }
+
+// Takes the `count` candidates with their correlations into the working set, the most correlated first if
+// there are too many; `left` [kSmallNet], where given, receives their correlations. Returns how many came in.
+int64_t admit(const SteerPursuit& op, const Kernels& kernels, int64_t count, Net* net,
+              const NetScratch& scratch, double* left) {
+  int64_t on = 0;
+  for (int64_t i = 0; i < net->count; ++i) on += net->code[i] != 0;
+  const int64_t places = std::max(kAdmitted, on);
+  int32_t* chosen = scratch.candidate;
+  const float* value = scratch.value;
+  if (count > places) {
+    for (int64_t i = 0; i < count; ++i) scratch.correlation[i] = std::fabs(value[i]);
+    std::nth_element(scratch.correlation, scratch.correlation + (places - 1), scratch.correlation + count,
+                     std::greater<float>());
+    const float level = scratch.correlation[places - 1];
+    int64_t ties = places;
+    for (int64_t i = 0; i < count; ++i) ties -= std::fabs(value[i]) > level;
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const float v = std::fabs(value[i]);
+      if (!(v > level || (v == level && ties-- > 0))) continue;
+      chosen[kept] = chosen[i];
+      scratch.value[kept++] = value[i];
+    }
+    count = kept;
+  }
+  const int64_t before = net->count;
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t j = chosen[i];
+    net->member[j / 64] |= uint64_t{1} << (j % 64);
+    float diagonal;
+    if (op.gram != nullptr && op.gram_dtype == DType::kF32) {
+      diagonal = gram_entry(op, kernels, j, j);
+    } else {
+      gram_row(op, kernels, j, &j, 1, scratch.atom, &diagonal);
+    }
+    if (!(diagonal > 0)) continue;
+    if (left != nullptr && net->count < kSmallNet) left[net->count] = value[i];
+    net->index[net->count] = j;
+    net->code[net->count] = 0;
+    net->diagonal[net->count] = diagonal;
+    net->length[net->count++] = static_cast<float>(synthesis_norm(op, kernels, j));
+  }
+  return net->count - before;
+}
+
+// Lists the atoms outside the working set whose correlations are above `level`.
+int64_t list_above(const SteerPursuit& op, const Kernels& kernels, const float* correlation, double level,
+                   const Net& net, const NetScratch& scratch) {
+  const int64_t m = atoms_of(op);
+  const auto cut = static_cast<float>(level);
+  int64_t found = 0;
+  if (both_signs(op)) {
+    for (int64_t i = 0; i < m; ++i) {
+      if (!(std::fabs(correlation[i]) > cut)) continue;
+      scratch.candidate[found] = static_cast<int32_t>(i);
+      scratch.value[found++] = correlation[i];
+    }
+  } else {
+    found = kernels.collect_above(correlation, m, cut, 0, scratch.candidate, scratch.value);
+  }
+  int64_t kept = 0;
+  for (int64_t i = 0; i < found; ++i) {
+    const int32_t j = scratch.candidate[i];
+    // A correlation that overflowed says nothing about its atom.
+    if (is_member(net, j) || !(std::fabs(scratch.value[i]) <= std::numeric_limits<float>::max())) continue;
+    scratch.candidate[kept] = j;
+    scratch.value[kept++] = scratch.value[i];
+  }
+  return kept;
+}
+
+// Brings the table of Gram entries up to the working set, where that is small enough.
+void extend_model(const SteerPursuit& op, const Kernels& kernels, Net* net, const NetScratch& scratch) {
+  if (net->count > kSmallNet) return;
+  const bool symmetric = is_symmetric(op);
+  for (int64_t a = net->modelled; a < net->count; ++a) {
+    const int32_t j = net->index[a];
+    float* column = scratch.column + a * kSmallNet;
+    if (op.gram != nullptr) {
+      for (int64_t i = 0; i < a; ++i) {
+        column[i] = gram_entry(op, kernels, net->index[i], j);
+        scratch.entry[i] = gram_entry(op, kernels, j, net->index[i]);
+      }
+    } else {
+      gram_row(op, kernels, j, net->index, a, scratch.atom, scratch.entry);
+      if (symmetric) {
+        std::copy(scratch.entry, scratch.entry + a, column);
+      } else {
+        gram_column(op, kernels, j, net->index, a, scratch.atom, column);
+      }
+    }
+    for (int64_t i = 0; i < a; ++i) scratch.column[i * kSmallNet + a] = scratch.entry[i];
+    column[a] = net->diagonal[a];
+  }
+  net->modelled = net->count;
+}
+
+// x - sum_i c_i A_i.
+void residual_of(const SteerPursuit& op, const Kernels& kernels, const Net& net, const NetScratch& scratch,
+                 float* residual) {
+  int64_t on = 0;
+  for (int64_t i = 0; i < net.count; ++i) {
+    if (net.code[i] == 0) continue;
+    scratch.candidate[on] = net.index[i];
+    scratch.value[on++] = -net.code[i];
+  }
+  find_residual(op, kernels, net.x, scratch.candidate, scratch.value, on, scratch.value, residual);
+}
+
+// Coordinate descent on the residual itself, for a working set beyond the table. Returns the longest way
+// that a code went in all.
+double descend(const SteerPursuit& op, const Kernels& kernels, Net* net, const NetScratch& scratch) {
+  residual_of(op, kernels, *net, scratch, scratch.residual);
+  std::copy(net->code, net->code + net->count, scratch.value);
+  const double l1 = l1_of(op, *net), l2 = l2_of(op);
+  Encoder encoder = analysis_of(op);
+  for (int sweep = 0; sweep < kNetSweeps; ++sweep) {
+    double longest = 0;
+    for (int64_t i = 0; i < net->count; ++i) {
+      encoder.index = &net->index[i];
+      float left;
+      const float* const x[] = {scratch.residual};
+      float* const y[] = {&left};
+      encode_range(kernels, encoder, 0, 1, x, 1, y);
+      const double g = net->diagonal[i], before = net->code[i];
+      const auto after = static_cast<float>(shrink(left + g * before, l1, both_signs(op)) / (g + l2));
+      if (after == net->code[i] || !std::isfinite(after)) continue;
+      net->code[i] = after;
+      const auto by = static_cast<float>(before - after);
+      add_atom(op, kernels, net->index[i], by, scratch.residual);
+      longest = std::max(longest, std::fabs(static_cast<double>(by)) * net->length[i]);
+    }
+    if (longest <= kTolerance * net->norm) break;
+  }
+  double moved = 0;
+  for (int64_t i = 0; i < net->count; ++i) {
+    moved = std::max(moved, std::fabs(static_cast<double>(net->code[i]) - scratch.value[i]) * net->length[i]);
+  }
+  return moved;
+}
+
+// Solves the net over the working set, of which scratch.left has the correlations under the present codes;
+// returns the longest way that a code went.
+double solve_over_members(const SteerPursuit& op, const Kernels& kernels, Net* net,
+                          const NetScratch& scratch) {
+  if (net->count > kSmallNet) return descend(op, kernels, net, scratch);
+  extend_model(op, kernels, net, scratch);
+  SmallNet small;
+  small.n = net->count;
+  small.column = scratch.column;
+  small.length = net->length;
+  small.left = scratch.left;
+  small.code = scratch.code;
+  small.factor = scratch.factor;
+  small.l1 = l1_of(op, *net);
+  small.l2 = l2_of(op);
+  small.both_signs = both_signs(op);
+  small.tolerance = kTolerance * net->norm;
+  std::copy(net->code, net->code + net->count, scratch.code);
+  small.solve();
+  double moved = 0;
+  for (int64_t i = 0; i < net->count; ++i) {
+    moved = std::max(moved, std::fabs(scratch.code[i] - net->code[i]) * net->length[i]);
+    net->code[i] = static_cast<float>(scratch.code[i]);
+  }
+  return moved;
+}
+
+// Correlations of the working set under the present codes, from those at the start and the table.
+void model_left(Net* net, const float* start, const NetScratch& scratch) {
+  if (net->count > kSmallNet) return;
+  for (int64_t i = 0; i < net->count; ++i) scratch.left[i] = start[net->index[i]];
+  for (int64_t j = 0; j < net->count; ++j) {
+    const double c = net->code[j];
+    if (c == 0) continue;
+    const float* column = scratch.column + j * kSmallNet;
+    for (int64_t i = 0; i < net->count; ++i) scratch.left[i] -= c * static_cast<double>(column[i]);
+  }
+}
+
+// Where correlations from the Gram matrix are coarse: takes exact ones of the working set and of the atoms
+// that may yet violate, admits those that do, and solves again. False when nothing moved any more.
+bool look_again(const SteerPursuit& op, const Kernels& kernels, const float* correlation, double slack,
+                Net* net, const NetScratch& scratch) {
+  const double level = l1_of(op, *net) + net->floor;
+  residual_of(op, kernels, *net, scratch, scratch.residual);
+  const float* const x[] = {scratch.residual};
+  Encoder encoder = analysis_of(op);
+  encoder.index = net->index;
+  const int64_t known = std::min(net->count, kSmallNet);
+  float* const own[] = {scratch.entry};
+  encode_range(kernels, encoder, 0, known, x, 1, own);
+  for (int64_t i = 0; i < known; ++i) scratch.left[i] = scratch.entry[i];
+
+  const int64_t near = list_above(op, kernels, correlation, level - slack, *net, scratch);
+  encoder.index = scratch.candidate;
+  float* const others[] = {scratch.value};
+  encode_range(kernels, encoder, 0, near, x, 1, others);
+  int64_t violating = 0;
+  for (int64_t i = 0; i < near; ++i) {
+    const double v = both_signs(op) ? std::fabs(scratch.value[i]) : scratch.value[i];
+    if (!(v > level)) continue;
+    scratch.candidate[violating] = scratch.candidate[i];
+    scratch.value[violating++] = scratch.value[i];
+  }
+  const bool grew = admit(op, kernels, violating, net, scratch, scratch.left) > 0;
+  const double moved = solve_over_members(op, kernels, net, scratch);
+  net->settling = grew ? 0 : net->settling + 1;
+  return grew || (moved > kTolerance * net->norm && net->settling < kSettling);
+}
+
+}  // namespace
+
+int64_t member_words(int64_t m) { return (m + 63) / 64; }
+
+void begin(const SteerPursuit& op, const Kernels& kernels, const float* x, double norm, const float* start,
+           Net* net) {
+  net->x = x;
+  net->norm = norm;
+  net->count = net->modelled = 0;
+  net->settling = 0;
+  // Against a zero row every correlation that a bias leaves is infinitely large; its code is empty.
+  net->running = norm > 0;
+  const float peak = kernels.peak(start, atoms_of(op), both_signs(op)).value;
+  net->floor = kTolerance * std::max(static_cast<double>(peak), 0.0);
+  std::memset(net->member, 0, static_cast<size_t>(member_words(atoms_of(op))) * sizeof(uint64_t));
+}
+
+void solve_net(const SteerPursuit& op, const Kernels& kernels, const float* start, Net* net,
+               const NetScratch& scratch) {
+  const double coarse = coarseness(op), level = l1_of(op, *net) + net->floor;
+  const float* correlation = start;
+  while (net->running) {
+    double reach = 0;
+    for (int64_t i = 0; i < net->count; ++i) {
+      reach += std::fabs(static_cast<double>(net->code[i])) * net->diagonal[i];
+    }
+    const double slack = coarse * reach;
+    const int64_t violating = list_above(op, kernels, correlation, level + slack, *net, scratch);
+    if (admit(op, kernels, violating, net, scratch, nullptr) > 0) {
+      net->settling = 0;
+      extend_model(op, kernels, net, scratch);
+      model_left(net, start, scratch);
+      solve_over_members(op, kernels, net, scratch);
+    } else {
+      net->running = coarse > 0 && look_again(op, kernels, correlation, slack, net, scratch);
+      if (!net->running) return;
+    }
+    int64_t on = 0;
+    for (int64_t i = 0; i < net->count; ++i) {
+      if (net->code[i] == 0) continue;
+      scratch.candidate[on] = net->index[i];
+      scratch.value[on++] = -net->code[i];
+    }
+    const int64_t m = atoms_of(op);
+    std::memcpy(scratch.correlation, start, static_cast<size_t>(m) * sizeof(float));
+    kernels.of(op.gram_dtype)
+        .accumulate(scratch.correlation, op.gram, m, scratch.candidate, scratch.value, on);
+    correlation = scratch.correlation;
+  }
+}
+
+void solve_net_step(const SteerPursuit& op, const Kernels& kernels, const float* correlation, float* residual,
+                    Net* net, const NetScratch& scratch) {
+  if (!net->running) return;
+  net->running = false;
+  const int64_t violating = list_above(op, kernels, correlation, l1_of(op, *net) + net->floor, *net, scratch);
+  const bool grew = admit(op, kernels, violating, net, scratch, nullptr) > 0;
+  net->settling = grew ? 0 : net->settling + 1;
+  if (net->count == 0) return;
+  net->modelled = 0;  // the table belongs to the thread; another row used it since
+  for (int64_t i = 0; i < std::min(net->count, kSmallNet); ++i) scratch.left[i] = correlation[net->index[i]];
+  const double moved = solve_over_members(op, kernels, net, scratch);
+  if (!grew && (moved <= kTolerance * net->norm || net->settling >= kSettling)) return;
+  residual_of(op, kernels, *net, scratch, residual);
+  net->running = true;
+}
+
+SparseCode finish(Net* net) {
+  SparseCode code{net->index, net->code, 0};
+  for (int64_t i = 0; i < net->count; ++i) {
+    const float c = net->code[i];
+    if (c == 0 || !std::isfinite(c)) continue;
+    code.index[code.count] = net->index[i];
+    code.value[code.count++] = c;
+  }
+  return code;
+}
+
+}  // namespace cpu
+}  // namespace daco
