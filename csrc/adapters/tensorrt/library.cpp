@@ -40,7 +40,7 @@ nvinfer1::IPluginCreatorInterface* const* creators() {
 
 extern "C" {
 
-__attribute__((visibility("default"))) void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
+__attribute__((visibility("default"))) void setLoggerFinder(void* finder) {
   daco::tensorrt::set_logger_finder(finder);
 }
 

@@ -13,6 +13,8 @@
 
 #include "host.h"
 
+extern "C" __attribute__((visibility("default"))) int32_t getInferLibVersion() { return NV_TENSORRT_VERSION; }
+
 namespace {
 
 using namespace host;  // NOLINT: the names of a small program

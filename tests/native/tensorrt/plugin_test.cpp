@@ -5,6 +5,9 @@
 #include "../check.h"
 #include "host.h"
 
+// TensorRT's library says its version; so does this host, which is built on the headers of one.
+extern "C" __attribute__((visibility("default"))) int32_t getInferLibVersion() { return NV_TENSORRT_VERSION; }
+
 namespace {
 
 using namespace host;  // NOLINT: the names of a small test
