@@ -5,6 +5,7 @@ TensorRT's Python module is an argument, so that another build of it with the sa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,7 @@ def import_tensorrt() -> ModuleType:
         import tensorrt
     except ImportError as error:
         raise DacoError(
-            f"TensorRT's Python module cannot be imported ({error}); install `tensorrt` with its libraries on the "
-            "machine that will run the engine"
+            f"TensorRT's Python module cannot be imported ({error}); install `tensorrt` with its libraries"
         ) from error
     check_version(tensorrt)
     found: ModuleType = tensorrt
@@ -168,7 +168,7 @@ def build_engines(
     plan = TensorRTPlan.of(bundle)
     steered = len(bundle.steered_blocks)
     if device is None or compute is None:
-        device, compute = _current_device()
+        device, compute = current_device()
     if steered and operators == "plugin":
         load_plugin(trt, plugin_path(bundle), plan.plugin_sha256)
     with atomic_directory(bundle.path / ENGINE, overwrite=True) as folder:
@@ -193,17 +193,16 @@ def build_engines(
             compute=compute,
             operators=operators if steered else "none",
         )
-        import json
-
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return bundle.path / ENGINE
 
 
-def _current_device() -> tuple[str, str]:
+def current_device() -> tuple[str, str]:
+    """Return name and compute capability of the GPU in use; raises ``DacoError`` where there is none."""
     import torch
 
     if not torch.cuda.is_available():
-        raise DacoError("no GPU is usable (torch.cuda.is_available() is false); build the engine where one is")
+        raise DacoError("no GPU is usable here (torch.cuda.is_available() is false)")
     major, minor = torch.cuda.get_device_capability()
     return torch.cuda.get_device_name(), f"{major}.{minor}"
 

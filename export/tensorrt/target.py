@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -79,23 +78,25 @@ def add_to_bundle(
 
 
 def build_if_possible(path: Path) -> str:
-    """Build the engine of a finished bundle where TensorRT can be imported; return its folder, or "" and say why.
+    """Build the engine of a finished bundle where TensorRT and a GPU are; return its folder, or "" and say why.
 
     Raises
     ------
     DacoError
-        TensorRT is there and refuses. The bundle stays: a later build needs no new export.
+        Both are there and the build fails. The bundle stays: a later build needs no new export.
     """
-    if importlib.util.find_spec("tensorrt") is None:
+    from daco_rt.export.tensorrt.build import build_engines, current_device, import_tensorrt
+
+    try:
+        trt, (device, compute) = import_tensorrt(), current_device()
+    except DacoError as error:
         print(
-            f"note: TensorRT is not installed here, so no engine was built; {path / RECIPE} says how to build it "
-            "where it is",
+            f"note: no engine was built: {error}. {path / RECIPE} says how to build it where it will run",
             file=sys.stderr,
         )
         return ""
-    from daco_rt.export.tensorrt.build import build_engines, import_tensorrt
-
-    return str(build_engines(load_bundle(path, verify=False), import_tensorrt()))
+    bundle = load_bundle(path, verify=False)
+    return str(build_engines(bundle, trt, device=device, compute=compute))
 
 
 def _inputs(model: ir.Model) -> dict[str, tuple[int, ...]]:

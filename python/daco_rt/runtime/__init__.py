@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from daco_rt.runtime.generate import Generator, run_generate
 from daco_rt.runtime.onnx_session import OnnxSession
+from daco_rt.runtime.open import open_session
 from daco_rt.runtime.session import DecoderSession, SessionInfo
 from daco_rt.runtime.positions import token_slots
 from daco_rt.runtime.processor import Processor
@@ -29,6 +30,7 @@ __all__ = [
     "SessionInfo",
     "TextEvent",
     "Timings",
+    "open_session",
     "run_generate",
     "telemetry_table",
     "token_slots",

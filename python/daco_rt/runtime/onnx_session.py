@@ -67,6 +67,11 @@ class OnnxSession(DecoderSession):
         if threads is not None and threads < 1:
             raise DacoError(f"threads must be 1 or greater, got {threads}")
         self._threads = threads or 0
+        if self.bundle.precision == "bf16":
+            raise DacoError(
+                f"{self.bundle.path} is in bf16, which ONNX Runtime does not compute on CPU; run it in TensorRT, or "
+                "export with --precision fp16"
+            )
         path, reason = _pick_library(self.bundle, library)
         self._decoder = self._open(self.bundle.decoder_path, path)
         self._vision: Any = None
@@ -177,6 +182,14 @@ def _pick_library(bundle: Bundle, library: Library) -> tuple[Path | None, str]:
         raise DacoError(f"library must be 'auto', 'require' or 'off', got '{library}'")
     if not bundle.steered_blocks:
         return None, "no block is steered"
+    if bundle.runtime == "tensorrt":
+        # Its steering nodes leave gaps out, which is not the operator's signature.
+        if library == "require" or bundle.library_required:
+            raise DacoError(
+                f"{bundle.path} was exported for TensorRT, so the custom-op library of ONNX Runtime cannot serve it"
+                + ("; nor has its operator a portable form" if bundle.library_required else "")
+            )
+        return None, "the graph is written for TensorRT"
     if library == "off":
         if bundle.library_required:
             raise DacoError(
