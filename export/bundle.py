@@ -89,7 +89,10 @@ class ExportResult:
         if self.library_required and self.runtime == "onnxruntime":
             print(f"  needs the custom-op library: {self.library_required}")
         if self.runtime == "tensorrt":
-            print(f"  engine    {self.engine or 'none yet: ' + self.path + '/' + RECIPE + ' says how to build it'}")
+            print(
+                f"  engine    "
+                f"{self.engine or 'none yet: ' + self.path + '/' + RECIPE + ' says how to build it'}"
+            )
         if self.runtime == "tensorrt" and self.engine:
             print(f"next: daco-rt generate {self.path} --prompt 'What is a dagger?'")
         elif self.precision == "bf16":
@@ -122,13 +125,16 @@ def export_model(
     output : folder to write; by default ``bundles/`` and the checkpoint's name.
     precision : ``"fp32"`` or ``"fp16"``; by default the checkpoint's own, and fp32 for bf16 checkpoints. For
         TensorRT ``"fp16"`` or ``"bf16"``, by default bf16 for bf16 checkpoints and fp16 for others.
-    max_length : longest prompt plus answer in tokens; by default the model's own limit, at most 8192, and 2048
+    max_length : longest prompt plus answer in tokens; by default the model's own limit, at most 8192, and
+    2048
         for TensorRT, whose caches always have this length.
     layers : steer only these of the pack's blocks.
     vision : whether to export the vision tower.
     overwrite : replace a bundle that is there; until the new one is complete the old one stays.
-    runtime : ``"onnxruntime"`` or ``"tensorrt"``. For TensorRT the graph is written in its dialect, with the plugin
-        library beside it; the engine is built where TensorRT can be imported, else the bundle says how to build it.
+    runtime : ``"onnxruntime"`` or ``"tensorrt"``. For TensorRT the graph is written in its dialect, with the
+    plugin
+        library beside it; the engine is built where TensorRT can be imported, else the bundle says how to
+        build it.
     max_batch : most requests run together, TensorRT only; by default 8.
 
     Raises
@@ -144,7 +150,9 @@ def export_model(
     if runtime not in RUNTIMES:
         raise DacoError(f"--runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
     if max_batch is not None and runtime != "tensorrt":
-        raise DacoError("--max-batch is a limit of TensorRT engines; pass --runtime tensorrt, or leave it out")
+        raise DacoError(
+            "--max-batch is a limit of TensorRT engines; pass --runtime tensorrt, or leave it out"
+        )
     label = _name(family, checkpoint) + ("-trt" if runtime == "tensorrt" else "")
     folder = Path(output) if output is not None else default_output(label)
     check_target(folder, overwrite=overwrite)
@@ -167,9 +175,7 @@ def export_model(
                 "does not run on this machine",
                 file=sys.stderr,
             )
-        tower = (
-            family_of(ckpt).build_vision(ckpt, dtype=wanted, locate=placement.locate) if vision else None
-        )
+        tower = family_of(ckpt).build_vision(ckpt, dtype=wanted, locate=placement.locate) if vision else None
         plan = None
         if runtime == "tensorrt":
             plan = target.choose_plan(limit, max_batch, steered=chosen is not None)
@@ -248,7 +254,8 @@ def _precision(ckpt: Checkpoint, wanted: str | None, runtime: str) -> str:
         return target.choose_precision(wanted, stored)
     if wanted == "bf16":
         raise DacoError(
-            "--precision bf16 is for --runtime tensorrt: ONNX Runtime does not compute in bf16 on CPU; choose fp32 "
+            "--precision bf16 is for --runtime tensorrt: ONNX Runtime does not compute in bf16 on CPU; "
+            "choose fp32 "
             "or fp16"
         )
     if wanted is not None:

@@ -31,11 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: smol-FAMILY)",
     )
     parser.add_argument("--pack", metavar="DIR", help="concept pack to bake in (default: the built-in one)")
-    parser.add_argument("--output", metavar="DIR", help="the bundle to write (default: bundles/CHECKPOINT, with -trt for TensorRT)")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="the bundle to write (default: bundles/CHECKPOINT, with -trt for TensorRT)",
+    )
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "bf16"),
-        help="of weights and activations (default: the checkpoint's own; fp32 for bf16 checkpoints; for TensorRT "
+        help="of weights and activations (default: the checkpoint's own; fp32 for bf16 checkpoints; for "
+        "TensorRT "
         "fp16 or bf16)",
     )
     parser.add_argument(

@@ -45,7 +45,9 @@ parser = argparse.ArgumentParser(
     formatter_class=argparse.RawDescriptionHelpFormatter,
 )
 parser.add_argument("bundle", type=Path, help="a bundle exported with --runtime tensorrt")
-parser.add_argument("--decoder-plan", type=Path, metavar="FILE", help="record this plan instead of building one")
+parser.add_argument(
+    "--decoder-plan", type=Path, metavar="FILE", help="record this plan instead of building one"
+)
 parser.add_argument("--vision-plan", type=Path, metavar="FILE", help="the vision tower's plan, likewise")
 parser.set_defaults(run=run)
 

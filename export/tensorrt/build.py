@@ -1,6 +1,7 @@
 """Building engines: graphs in, plans out, and a record of what they were built from.
 
-TensorRT's Python module is an argument, so that another build of it with the same interface can take its place.
+TensorRT's Python module is an argument, so that another build of it with the same interface can take its
+place.
 """
 
 from __future__ import annotations
@@ -116,17 +117,18 @@ def build_engine(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
         said = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
-        raise DacoError(f"TensorRT {trt.__version__} does not take {graph}: {_one_line(said) or logger.last()}")
+        raise DacoError(
+            f"TensorRT {trt.__version__} does not take {graph}: {_one_line(said) or logger.last()}"
+        )
     found = sum(network.get_layer(i).type == trt.LayerType.PLUGIN_V3 for i in range(network.num_layers))
     if found != plugins:
         raise DacoError(
-            f"{graph}: TensorRT made {found} plugin layer(s) where {plugins} blocks are steered; load the plugin "
+            f"{graph}: TensorRT made {found} plugin layer(s) where {plugins} blocks are steered; load the "
+            "plugin "
             "library of the bundle, and no other of that name"
         )
     config = builder.create_builder_config()
-    inputs = {
-        network.get_input(i).name: tuple(network.get_input(i).shape) for i in range(network.num_inputs)
-    }
+    inputs = {network.get_input(i).name: tuple(network.get_input(i).shape) for i in range(network.num_inputs)}
     for shapes in profiles_of(inputs):
         profile = builder.create_optimization_profile()
         for name, (low, likely, high) in shapes.items():

@@ -48,13 +48,17 @@ def decoder_profiles(inputs: Shapes, plan: TensorRTPlan) -> list[Profile]:
 
     def over(name: str, shape: tuple[int, ...], low: int, likely: int, high: int) -> Range:
         return Range(
-            _fill(name, shape, 1, low), _fill(name, shape, 1, likely), _fill(name, shape, plan.max_batch, high)
+            _fill(name, shape, 1, low),
+            _fill(name, shape, 1, likely),
+            _fill(name, shape, plan.max_batch, high),
         )
 
     prefill = {name: over(name, shape, 1, likely_width, plan.max_width) for name, shape in inputs.items()}
     decode = {
         name: Range(
-            _fill(name, shape, 1, 1), _fill(name, shape, likely_rows, 1), _fill(name, shape, plan.max_batch, 1)
+            _fill(name, shape, 1, 1),
+            _fill(name, shape, likely_rows, 1),
+            _fill(name, shape, plan.max_batch, 1),
         )
         for name, shape in inputs.items()
     }
@@ -72,7 +76,8 @@ def vision_profiles(inputs: Shapes, plan: TensorRTPlan) -> list[Profile]:
 
 
 def shape_options(profiles: Iterable[Profile]) -> list[str]:
-    """The same shapes as options of ``trtexec``, in its order: each profile by its number, then three options."""
+    """The same shapes as options of ``trtexec``, in its order: each profile by its number, then three
+    options."""
     options: list[str] = []
     for number, profile in enumerate(profiles):
         options.append(f"--profile={number}")
@@ -97,9 +102,7 @@ def _fill(name: str, shape: tuple[int, ...], rows: int, width: int) -> tuple[int
     if axes is None or len(axes) != len(shape):
         raise ValueError(f"decoder_profiles: input {name} of shape {list(shape)} is not one of the decoder's")
     sizes = {"rows": rows, "width": width, "one": 1}
-    filled = tuple(
-        size if axis is None else sizes[axis] for axis, size in zip(axes, shape, strict=True)
-    )
+    filled = tuple(size if axis is None else sizes[axis] for axis, size in zip(axes, shape, strict=True))
     if min(filled) < 1:
         raise ValueError(f"decoder_profiles: input {name} of shape {list(shape)} leaves a fixed axis open")
     return filled

@@ -22,10 +22,12 @@ def recipe(plan: TensorRTPlan, decoder: Shapes, vision: Shapes | None, *, steere
     lines = [
         "# Building the engine",
         "",
-        "An engine belongs to one GPU model and one version of TensorRT, so it is built where it will run. TensorRT",
+        "An engine belongs to one GPU model and one version of TensorRT, so it is built where it will run. "
+        "TensorRT",
         "10.15 or later is needed (in-place cache), and a driver for its CUDA version.",
         "",
-        f"Limits, fixed at export: up to {plan.max_batch} rows, {plan.cache_length} positions a row, prompts in pieces",
+        f"Limits, fixed at export: up to {plan.max_batch} rows, {plan.cache_length} positions a row, "
+        "prompts in pieces",
         f"of up to {plan.max_width} tokens, {plan.max_tiles} image tiles at once.",
         "",
         "## With Python",
@@ -36,7 +38,8 @@ def recipe(plan: TensorRTPlan, decoder: Shapes, vision: Shapes | None, *, steere
         "python -m daco_rt.export.tensorrt .",
         "```",
         "",
-        "It loads the plugin library of this bundle, builds the engine strongly typed with one profile for prompts and",
+        "It loads the plugin library of this bundle, builds the engine strongly typed with one profile for "
+        "prompts and",
         "one for single tokens, and records versions and hashes in `engine/engine.json`.",
         "",
         "## With trtexec",

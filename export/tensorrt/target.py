@@ -1,4 +1,5 @@
-"""What an export for TensorRT adds to a bundle: limits, the plugin library, the recipe, and the engine if it can."""
+"""What an export for TensorRT adds to a bundle: limits, the plugin library, the recipe, and the engine if it
+can."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def choose_precision(wanted: str | None, stored: Iterable[str]) -> str:
         return "bf16" if set(stored) == {"BF16"} else "fp16"
     if wanted not in PRECISIONS:
         raise DacoError(
-            f"--precision {wanted} cannot be had with --runtime tensorrt, whose attention takes fp16 and bf16; "
+            f"--precision {wanted} cannot be had with --runtime tensorrt, whose attention takes fp16 and "
+            "bf16; "
             "choose one of them"
         )
     return wanted
@@ -78,7 +80,8 @@ def add_to_bundle(
 
 
 def build_if_possible(path: Path) -> str:
-    """Build the engine of a finished bundle where TensorRT and a GPU are; return its folder, or "" and say why.
+    """Build the engine of a finished bundle where TensorRT and a GPU are; return its folder, or "" and say
+    why.
 
     Raises
     ------

@@ -110,7 +110,8 @@ def build_info() -> dict[str, Any]:
 
     Keys: ``version``, ``commit``, ``compiler``, ``isas`` (built) and ``best_isa`` (used on this machine),
     ``torch_headers``, ``onnxruntime_headers`` and ``tensorrt_headers`` (versions built against, empty if not
-    built), ``cuda``, ``tensorrt`` (whether each was built), and ``libraries``, whether each shared library is installed.
+    built), ``cuda``, ``tensorrt`` (whether each was built), and ``libraries``, whether each shared library
+    is installed.
 
     Example
     -------

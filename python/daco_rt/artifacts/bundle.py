@@ -30,8 +30,10 @@ class Bundle:
     ``decoder`` is the decoder's configuration as a plain dict, ``embedding`` says in which safetensors file
     and under which name the token embeddings lie, ``image`` how image tokens stand in a prompt (None for a
     model without pictures), ``max_length`` the longest prompt plus answer in tokens, ``library_required``
-    whether the graph runs only with the custom-op library, ``runtime`` which runtime the graph is written for,
-    ``tensorrt`` what an engine is built from (``TensorRTPlan.to_dict``; None for another runtime), ``checks`` how
+    whether the graph runs only with the custom-op library, ``runtime`` which runtime the graph is written
+    for,
+    ``tensorrt`` what an engine is built from (``TensorRTPlan.to_dict``; None for another runtime),
+    ``checks`` how
     far each file was checked.
 
     Example
@@ -208,7 +210,8 @@ def load_bundle(
         )
     if bundle.runtime not in RUNTIMES or (bundle.runtime == "tensorrt") != (bundle.tensorrt is not None):
         raise ArtifactError(
-            f"{where}: runtime must be one of {', '.join(RUNTIMES)}, and tensorrt an object where it is tensorrt, "
+            f"{where}: runtime must be one of {', '.join(RUNTIMES)}, and tensorrt an object where it is "
+            "tensorrt, "
             f"got {bundle.runtime!r}; export the bundle again"
         )
     artifact.file(DECODER)

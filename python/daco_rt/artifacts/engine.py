@@ -1,8 +1,11 @@
 """TensorRT engines of a bundle: what they are built from, and whether those that lie there belong to it.
 
-An engine is made on the machine that runs it, after the export, so it is no file of the bundle's manifest. It stands in
-the folder ``engine`` with a record of its own, ``engine.json``: versions, device, and the hashes of everything
-that went into it. Steering operands are constants of an engine; one that was built from another pack is refused.
+An engine is made on the machine that runs it, after the export, so it is no file of the bundle's manifest.
+It stands in
+the folder ``engine`` with a record of its own, ``engine.json``: versions, device, and the hashes of
+everything
+that went into it. Steering operands are constants of an engine; one that was built from another pack is
+refused.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class TensorRTPlan:
 
     Example
     -------
-    >>> TensorRTPlan(cache_length=2048, max_batch=8, max_width=1024, max_tiles=4, plugin_sha256=None).max_batch
+    >>> TensorRTPlan(2048, max_batch=8, max_width=1024, max_tiles=4, plugin_sha256=None).max_batch
     8
     """
 
@@ -66,7 +69,9 @@ class TensorRTPlan:
             )
         try:
             plugin = bundle.tensorrt["plugin_sha256"]
-            sizes = {k: int(bundle.tensorrt[k]) for k in ("cache_length", "max_batch", "max_width", "max_tiles")}
+            sizes = {
+                k: int(bundle.tensorrt[k]) for k in ("cache_length", "max_batch", "max_width", "max_tiles")
+            }
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{bundle.path / MANIFEST}: tensorrt.{error} is missing or no number; export the bundle again"
@@ -175,7 +180,8 @@ def load_engine(bundle: Bundle, *, verify: bool = True) -> Engine:
     changed = sorted(k for k in expected.keys() | sources.keys() if expected.get(k) != sources.get(k))
     if changed:
         raise ArtifactError(
-            f"the engine in {folder} was built from another {' and '.join(changed)} than the bundle has now; {again}"
+            f"the engine in {folder} was built from another {' and '.join(changed)} than the bundle has "
+            f"now; {again}"
         )
     for name, sha256 in files.items():
         if not (folder / name).is_file() or (verify and sha256_file(folder / name) != sha256):

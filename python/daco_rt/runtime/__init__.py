@@ -11,11 +11,11 @@ from __future__ import annotations
 from daco_rt.runtime.generate import Generator, run_generate
 from daco_rt.runtime.onnx_session import OnnxSession
 from daco_rt.runtime.open import open_session
-from daco_rt.runtime.session import DecoderSession, SessionInfo
 from daco_rt.runtime.positions import token_slots
 from daco_rt.runtime.processor import Processor
 from daco_rt.runtime.request import GenerateRequest, GenerateResult, TextEvent, Timings
 from daco_rt.runtime.sampling import Sampling
+from daco_rt.runtime.session import DecoderSession, SessionInfo
 from daco_rt.runtime.telemetry import AnswerTelemetry, telemetry_table
 
 __all__ = [

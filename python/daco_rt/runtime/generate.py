@@ -23,12 +23,12 @@ from daco_rt.errors import DacoError, UnsupportedError
 from daco_rt.runtime.cache import cache_length
 from daco_rt.runtime.onnx_session import Library
 from daco_rt.runtime.open import open_session
-from daco_rt.runtime.session import DecoderSession, Step
 from daco_rt.runtime.policies import Chosen, choose_policy
 from daco_rt.runtime.positions import right_padded, token_slots
 from daco_rt.runtime.processor import Prepared, Processor
 from daco_rt.runtime.request import GenerateRequest, GenerateResult, TextEvent, Timings
 from daco_rt.runtime.sampling import choose
+from daco_rt.runtime.session import DecoderSession, Step
 from daco_rt.runtime.telemetry import AnswerTelemetry, ConceptBook
 from daco_rt.runtime.text import IncrementalText, StopStrings
 

@@ -69,7 +69,8 @@ class OnnxSession(DecoderSession):
         self._threads = threads or 0
         if self.bundle.precision == "bf16":
             raise DacoError(
-                f"{self.bundle.path} is in bf16, which ONNX Runtime does not compute on CPU; run it in TensorRT, or "
+                f"{self.bundle.path} is in bf16, which ONNX Runtime does not compute on CPU; run it in "
+                "TensorRT, or "
                 "export with --precision fp16"
             )
         path, reason = _pick_library(self.bundle, library)
@@ -123,7 +124,8 @@ class OnnxSession(DecoderSession):
         return np.concatenate(parts).astype(self.dtype, copy=False)
 
     def new_cache(self, batch: int, length: int) -> KvCache:
-        """Return an empty cache; of the graph's own length where that is fixed, else of ``length`` positions."""
+        """Return an empty cache; of the graph's own length where that is fixed, else of ``length``
+        positions."""
         config = self.config
         length = self._cache_length or length
         return KvCache.allocate(
@@ -186,8 +188,8 @@ def _pick_library(bundle: Bundle, library: Library) -> tuple[Path | None, str]:
         # Its steering nodes leave gaps out, which is not the operator's signature.
         if library == "require" or bundle.library_required:
             raise DacoError(
-                f"{bundle.path} was exported for TensorRT, so the custom-op library of ONNX Runtime cannot serve it"
-                + ("; nor has its operator a portable form" if bundle.library_required else "")
+                f"{bundle.path} was exported for TensorRT, so the custom-op library of ONNX Runtime cannot "
+                "serve it" + ("; nor has its operator a portable form" if bundle.library_required else "")
             )
         return None, "the graph is written for TensorRT"
     if library == "off":

@@ -26,7 +26,8 @@ def open_session(
     ----------
     bundle : path or Bundle
     library : "auto", "require" or "off"
-        For ONNX Runtime as in `OnnxSession`. "off" runs the portable form of a bundle for TensorRT in ONNX Runtime:
+        For ONNX Runtime as in `OnnxSession`. "off" runs the portable form of a bundle for TensorRT in ONNX
+        Runtime:
         slow, and meant for looking at it where there is no GPU.
     threads : int, optional
         Of ONNX Runtime.
@@ -56,4 +57,6 @@ def open_session(
     try:
         return TensorRTSession(bundle, verify=verify)
     except ArtifactError as error:
-        raise ArtifactError(f"{error}; or run its portable form in ONNX Runtime with the library off") from error
+        raise ArtifactError(
+            f"{error}; or run its portable form in ONNX Runtime with the library off"
+        ) from error

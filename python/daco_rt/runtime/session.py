@@ -1,7 +1,9 @@
 """What every session is: a decoder with a cache, whatever engine runs it.
 
-A session knows tensors only: embeddings in, logits and steering reports out. Prompts, sampling and text belong to
-`daco_rt.runtime.generate`. This module checks what is asked and walks through prompts; a session for an engine
+A session knows tensors only: embeddings in, logits and steering reports out. Prompts, sampling and text
+belong to
+`daco_rt.runtime.generate`. This module checks what is asked and walks through prompts; a session for an
+engine
 adds how one step and the vision tower are run.
 """
 
@@ -91,7 +93,8 @@ class DecoderSession(ABC):
 
     @abstractmethod
     def _run(self, cache: KvCache, feed: dict[str, np.ndarray]) -> Step:
-        """Run one step: ``feed`` holds the graph's inputs but the caches; ``policy_slots`` [B, S] is given even
+        """Run one step: ``feed`` holds the graph's inputs but the caches; ``policy_slots`` [B, S] is given
+        even
         where the graph has none."""
 
     @abstractmethod
@@ -104,7 +107,8 @@ class DecoderSession(ABC):
 
     @abstractmethod
     def new_cache(self, batch: int, length: int) -> KvCache:
-        """Return an empty cache of at least ``length`` positions (see `daco_rt.runtime.cache.cache_length`)."""
+        """Return an empty cache of at least ``length`` positions (see
+        `daco_rt.runtime.cache.cache_length`)."""
 
     @property
     def pack(self) -> Pack | None:

@@ -46,7 +46,7 @@ class TensorRTRunner:
 
     Example
     -------
-    >>> runner = TensorRTRunner(Path("engine/decoder.plan"), Path("plugin/libdaco_trt_plugin.so"))  # doctest: +SKIP
+    >>> runner = TensorRTRunner(Path("engine/decoder.plan"), None)            # doctest: +SKIP
     """
 
     def __init__(self, plan: Path, plugin: Path | None) -> None:
@@ -54,13 +54,16 @@ class TensorRTRunner:
             import tensorrt as trt
         except ImportError as error:
             raise DacoError(
-                f"TensorRT's Python module cannot be imported ({error}); install `tensorrt`, or run the bundle's "
+                f"TensorRT's Python module cannot be imported ({error}); install `tensorrt`, or run the "
+                "bundle's "
                 "portable form with the library off"
             ) from error
         import torch
 
         if not torch.cuda.is_available():
-            raise DacoError("an engine needs a GPU, and torch finds none (torch.cuda.is_available() is false)")
+            raise DacoError(
+                "an engine needs a GPU, and torch finds none (torch.cuda.is_available() is false)"
+            )
         self._trt, self._torch = trt, torch
         self.version = str(trt.__version__)
         self._logger = trt.Logger(trt.Logger.ERROR)
@@ -70,7 +73,8 @@ class TensorRTRunner:
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
             raise ArtifactError(
-                f"TensorRT {self.version} does not take {plan}: engines belong to one version and one GPU model; "
+                f"TensorRT {self.version} does not take {plan}: engines belong to one version and one GPU "
+                "model; "
                 "build it again here"
             )
         # A context an optimisation profile: switching one between profiles would synchronise at each change.
@@ -87,7 +91,9 @@ class TensorRTRunner:
             name = engine.get_tensor_name(i)
             kind = engine.get_tensor_dtype(name).name
             if kind not in _TYPES:
-                raise ArtifactError(f"the engine's tensor {name} has type {kind}, which this runtime does not feed")
+                raise ArtifactError(
+                    f"the engine's tensor {name} has type {kind}, which this runtime does not feed"
+                )
             found.append(
                 Port(
                     name,
@@ -133,7 +139,8 @@ class TensorRTRunner:
                 context.set_tensor_address(name, self._buffer(held, name, shape, dtype).data_ptr())
             if not context.execute_async_v3(self._stream.cuda_stream):
                 raise DacoError(
-                    "TensorRT refused a run; its log on standard error says why (a shape outside the profile, or the "
+                    "TensorRT refused a run; its log on standard error says why (a shape outside the "
+                    "profile, or the "
                     "plugin's own sentence)"
                 )
             host = {name: held[name].to("cpu", non_blocking=True) for name in outputs}
@@ -143,7 +150,9 @@ class TensorRTRunner:
     def _context(self, profile: int) -> Any:
         if profile not in self._contexts:
             context = self._engine.create_execution_context()
-            if context is None or not context.set_optimization_profile_async(profile, self._stream.cuda_stream):
+            if context is None or not context.set_optimization_profile_async(
+                profile, self._stream.cuda_stream
+            ):
                 raise DacoError(
                     f"TensorRT cannot run profile {profile} of this engine, which has "
                     f"{self._engine.num_optimization_profiles}; is there enough device memory?"
@@ -152,9 +161,7 @@ class TensorRTRunner:
             self._contexts[profile] = context
         return self._contexts[profile]
 
-    def _buffer(
-        self, held: dict[str, Any], name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
-    ) -> Any:
+    def _buffer(self, held: dict[str, Any], name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """A device array that is kept between runs of equal shape, so that decoding allocates nothing."""
         if name not in held or tuple(held[name].shape) != tuple(shape):
             held[name] = self._torch.empty(tuple(shape), dtype=self._torch_dtype(dtype), device="cuda")

@@ -68,7 +68,8 @@ class EngineRunner(Protocol):
     ) -> dict[str, np.ndarray]:
         """Run under a profile and wait for the result.
 
-        ``feed`` are host arrays by input, ``outputs`` shapes and dtypes by output, ``in_place`` device arrays by
+        ``feed`` are host arrays by input, ``outputs`` shapes and dtypes by output, ``in_place`` device
+        arrays by
         input *or* output: an array that is named as both is updated where it lies. Returns ``outputs``.
         """
 
@@ -157,7 +158,8 @@ class TensorRTSession(DecoderSession):
     def encode_images(self, pixel_values: NDArray[np.floating], *, tiles_at_once: int = 4) -> np.ndarray:
         """Return image embeddings [tiles, image_seq_length, d] of tiles [tiles, 3, H, W].
 
-        The vision tower is loaded at the first call and runs on ``tiles_at_once`` tiles at a time, at most as many
+        The vision tower is loaded at the first call and runs on ``tiles_at_once`` tiles at a time, at most
+        as many
         as the engine was built for.
         """
         if self._vision is None:
@@ -172,7 +174,8 @@ class TensorRTSession(DecoderSession):
         pixels = np.ascontiguousarray(pixel_values, dtype=pixels_port.dtype)
         if pixels.shape[1:] != pixels_port.shape[1:]:
             raise DacoError(
-                f"image tiles must be {pixels_port.shape[2]} x {pixels_port.shape[3]} pixels for this vision tower, "
+                f"image tiles must be {pixels_port.shape[2]} x {pixels_port.shape[3]} pixels for this "
+                "vision tower, "
                 f"got {pixels.shape[2]} x {pixels.shape[3]}; the processor does not belong to this bundle"
             )
         size = min(tiles_at_once, self.plan.max_tiles)
