@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from workloads import SLOT, PolicyTables
 
 from daco_rt.ops import reference
-from daco_rt.ops.margins import CLOSE
+from daco_rt.ops.outcomes import CLOSE
 
 ROW_BOUND = 1e-5
 """Largest ‖z' − reference‖ / ‖z‖; fp32 sums over d terms lose about d·2⁻²⁴."""

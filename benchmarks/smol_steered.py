@@ -34,7 +34,7 @@ from daco_rt.export import export_model
 from daco_rt.export.probe import Probe, Stepper, taps_of
 from daco_rt.models import Checkpoint, model_identity, resolve_checkpoint
 from daco_rt.ops import reference
-from daco_rt.ops.margins import CLOSE, row_margins
+from daco_rt.ops.outcomes import Outcomes
 from daco_rt.runtime.cache import KvCache
 from daco_rt.runtime.onnx_session import OnnxSession
 
@@ -186,7 +186,8 @@ def check_steered(step: Any, pack: Pack, z: np.ndarray, judged: int) -> Check:
 def check_doses(doses: np.ndarray, operands: Any, pack: Pack, z: np.ndarray) -> Check:
     """Doses against the float64 reference, on rows that stand next to no cliff."""
     slots = np.full(len(z), SLOT)
-    clear = row_margins(z, slots, operands, coder=pack.coder, k=pack.k) > CLOSE
+    outcomes = Outcomes(operands, coder=pack.coder, k=pack.k)
+    clear = np.array([outcomes.clear(row, SLOT) for row in z])
     steer: Callable[..., Any] = reference.steer_sae if pack.op == "sae" else reference.steer_pursuit
     named = {name: a for name, a in operands.items() if a.size}
     if pack.op == "pursuit":

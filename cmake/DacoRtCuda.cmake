@@ -25,7 +25,7 @@ if(NOT DACO_RT_CUDA STREQUAL "OFF")
       # PTX of the first generation with all that the kernels use, for GPUs newer than those named.
       list(APPEND daco_cuda_codes "SHELL:-gencode arch=compute_90,code=compute_90")
       target_compile_options(
-        daco_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${daco_cuda_codes} -Xcompiler=-Wall,-Wextra>
+        daco_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${daco_cuda_codes} --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra>
                           $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${DACO_RT_WERROR}>>:-Werror=all-warnings>)
       set_target_properties(
         daco_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF

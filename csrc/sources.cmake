@@ -24,8 +24,21 @@ set(DACO_CPU_SOURCES
     ${CMAKE_CURRENT_LIST_DIR}/cpu/workspace.cpp)
 
 set(DACO_CUDA_SOURCES
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/affine.cu
     ${CMAKE_CURRENT_LIST_DIR}/cuda/device.cu
-    ${CMAKE_CURRENT_LIST_DIR}/cuda/layout.cpp)
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/edit.cu
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/elastic_net.cu
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/encode_dot.cu
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/encode_mma.cu
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/gemm.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/gemm.cu
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/layout.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/omp.cu
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/pursuit_plan.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/pursuit_steer.cu
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/sae_plan.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/sae_steer.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/select.cu)
 
 # The tables for newer instruction sets are picked at run time, so these flags must reach these files only.
 set(DACO_CPU_AVX2_SOURCES "")

@@ -282,38 +282,25 @@ def _pack(
     if path is None:
         from daco_rt.export.default_pack import default_pack
 
-        pack = default_pack(ckpt, scratch / PACK)
+        pack = default_pack(ckpt, scratch / PACK, layers)
     else:
         pack = load_pack(path, verify=True)
+        if layers is not None:
+            pack = pack.select_blocks(tuple(layers))
     if pack is not None:
-        return _fit(ckpt, pack, layers), ""
+        difference = pack.model.difference(model_identity(ckpt))
+        if difference is not None:
+            raise ArtifactError(
+                f"{pack.path} was made for another model than {ckpt.label}: {difference}; "
+                "build a pack for this one"
+            )
+        return pack, ""
     if layers is not None:
         raise PolicyError(f"--layers needs a pack: {ckpt.label} has no built-in one; pass --pack")
     return None, (
         f"note: {ckpt.label} has no built-in concept pack, so this bundle is not steered; "
         "pass --pack to steer it"
     )
-
-
-def _fit(ckpt: Checkpoint, pack: Pack, layers: Iterable[int] | None) -> Pack:
-    difference = pack.model.difference(model_identity(ckpt))
-    if difference is not None:
-        raise ArtifactError(
-            f"{pack.path} was made for another model than {ckpt.label}: {difference}; "
-            "build a pack for this one"
-        )
-    if pack.dim != ckpt.decoder.hidden_size:
-        raise ArtifactError(
-            f"{pack.path} has atoms of width {pack.dim}, {ckpt.label} has hidden_size "
-            f"{ckpt.decoder.hidden_size}; build the pack for this model"
-        )
-    beyond = [block for block in pack.blocks if block >= ckpt.decoder.num_layers]
-    if beyond:
-        raise ArtifactError(
-            f"{pack.path} steers block(s) {beyond}, but {ckpt.label} has blocks 0 to "
-            f"{ckpt.decoder.num_layers - 1}; use a pack made for it"
-        )
-    return pack if layers is None else pack.select_blocks(tuple(layers))
 
 
 def _needed(ckpt: Checkpoint, vision: bool) -> list[TensorRef]:

@@ -226,7 +226,8 @@ def plant(operands: Mapping[str, NDArray], rows: NDArray, slot: int) -> NDArray[
         return base if np.asarray(operands["shift"][slot]).any() else None
     atom = np.asarray(operands["dec" if "dec" in operands else "atoms"][edited[0]]).astype(np.float64)
     theta = float(operands["limits"][slot, 0])
-    return base + atom / max(np.linalg.norm(atom), 1e-12) * max(4 * theta, 2 * np.linalg.norm(base))
+    length = max(4 * theta, 2 * float(np.linalg.norm(base)))
+    return base + atom * (length / max(float(np.linalg.norm(atom)), 1e-12))
 
 
 def check_kernels_agree(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, cast
 
 import onnx_ir as ir
 
@@ -21,7 +22,7 @@ from daco_rt.models.layers import Locate
 from daco_rt.ops.onnx_functions import function_refusal, steer_function
 
 PACK_FOLDER = "pack"
-OP_TYPES = {"sae": "SteerSae", "pursuit": "SteerPursuit"}
+OP_TYPES: dict[str, Literal["SteerSae", "SteerPursuit"]] = {"sae": "SteerSae", "pursuit": "SteerPursuit"}
 
 _ONNX_DTYPE = {
     "F32": ir.DataType.FLOAT,
@@ -59,20 +60,18 @@ def steered_decoder(
         model = build_decoder(config, weights, dtype=precision, locate=locate)
         return SteeredGraph(model, "")
     op_type = OP_TYPES[pack.op]
-    sign = {"sign": pack.sign} if pack.op == "pursuit" else {}
-    refusal = function_refusal(op_type, coder=pack.coder, k=pack.k, **sign) or ""
+    pursuit: dict[str, Any] = {"sign": pack.sign, "tol": pack.tol} if pack.op == "pursuit" else {}
+    refusal = function_refusal(op_type, coder=pack.coder, k=pack.k, sign=pack.sign) or ""
     functions = []
     if not refusal:
-        tol = {"tol": pack.tol} if pack.op == "pursuit" else {}
         body = steer_function(
             op_type,
             coder=pack.coder,
             k=pack.k,
             k_out=pack.k_out,
-            **sign,
-            **tol,
-            activation=precision,
-            weight=pack.dtype,
+            **pursuit,
+            activation=cast(Any, precision),
+            weight=cast(Any, pack.dtype),
         )
         functions.append(body)
     steer = {
@@ -116,9 +115,9 @@ def _operands(
     pack: Pack, op_type: str, bundle: Path
 ) -> dict[int, tuple[dict[str, ir.TensorProtocol], ir.TensorProtocol]]:
     refs = read_header(bundle / PACK_FOLDER / STEERING)
-    found = {}
+    found: dict[int, tuple[dict[str, ir.TensorProtocol], ir.TensorProtocol]] = {}
     for row, block in enumerate(pack.blocks):
-        operands = {
+        operands: dict[str, ir.TensorProtocol] = {
             name: _external(refs[f"block.{block}.{name}"], f"steer.{block}.{name}")
             for name in OPERANDS[op_type]
             if f"block.{block}.{name}" in refs

@@ -1,4 +1,4 @@
-"""Run a checker on the package as it is installed: `export/` stands beside `python/`, but is `daco_rt.export`.
+"""Run a checker on the package as it is installed, where `export/` is `daco_rt.export`.
 
 usage: assembled_package.py mypy | layers
 
@@ -35,7 +35,15 @@ def main() -> int:
     if sys.argv[1:] == ["mypy"]:
         command = [str(tools / "mypy"), "--config-file", str(ROOT / "pyproject.toml"), "-p", "daco_rt"]
     elif sys.argv[1:] == ["layers"]:
-        command = [str(tools / "lint-imports"), "--config", str(ROOT / ".importlinter"), "--no-cache"]
+        # An editable install puts its own finder before the path; without it the linked tree is what is read.
+        code = (
+            "import sys\n"
+            "ours = lambda finder: type(finder).__module__.startswith('_editable_')\n"
+            "sys.meta_path[:] = [finder for finder in sys.meta_path if not ours(finder)]\n"
+            "from importlinter.cli import lint_imports_command\n"
+            "lint_imports_command()"
+        )
+        command = [sys.executable, "-c", code, "--config", str(ROOT / ".importlinter"), "--no-cache"]
     else:
         print(__doc__, file=sys.stderr)
         return 2

@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import platform
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from daco_rt import __version__
 from daco_rt.errors import DacoError
@@ -68,10 +68,12 @@ def _kernels() -> str:
     from daco_rt._native import build_info
 
     info = build_info()
-    return f"{info['best_isa']} (built: {', '.join(info['isas'])}), commit {info['commit']}, {info['compiler']}"
+    return (
+        f"{info['best_isa']} (built: {', '.join(info['isas'])}), commit {info['commit']}, {info['compiler']}"
+    )
 
 
-def _row() -> dict:
+def _row() -> dict[str, Any]:
     import numpy as np
 
     eye = np.eye(4, dtype=np.float32)
@@ -95,9 +97,9 @@ def _torch() -> str:
 
     from daco_rt.ops import steer_sae
 
-    row = {name: torch.from_numpy(value) for name, value in _row().items()}
-    out = steer_sae(**row, coder="topk", k=2)
-    return _judge(out.z.numpy(), "torch.ops.daco loaded and run")
+    row: dict[str, Any] = {name: torch.from_numpy(value) for name, value in _row().items()}
+    edited: Any = steer_sae(**row, coder="topk", k=2).z
+    return _judge(edited.numpy(), "torch.ops.daco loaded and run")
 
 
 def _onnxruntime() -> str:

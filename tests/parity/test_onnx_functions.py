@@ -11,8 +11,8 @@ from onnx.reference import ReferenceEvaluator
 
 from daco_rt.errors import DacoError, UnsupportedError
 from daco_rt.ops import reference
-from daco_rt.ops.margins import CLOSE, row_margins
 from daco_rt.ops.onnx_functions import function_refusal, has_function, steer_function
+from daco_rt.ops.outcomes import Outcomes
 
 BIG = {
     "SteerSae": ("enc", "enc_bias", "dec", "threshold"),
@@ -125,6 +125,15 @@ def expected(op_type, z, slots, operands, **attributes):
     return steer(z, slots, *positional, **named, **attributes)
 
 
+def clear_rows(z, slots, operands, **attributes) -> np.ndarray:
+    """Rows under a slot that exists and next to no cliff, [T]; their results are compared strictly."""
+    outcomes = Outcomes(operands, **attributes)
+    policies = len(operands["gain"])
+    return np.array(
+        [0 <= p < policies and outcomes.clear(row, p) for row, p in zip(z[0], slots[0], strict=True)]
+    )
+
+
 def check(
     op_type,
     *,
@@ -161,8 +170,7 @@ def check(
     assert np.isnan(got.z[outside]).all()
     np.testing.assert_array_equal(np.isnan(got.doses), np.isnan(want.doses))
 
-    margins = row_margins(z[0], slots[0], operands, coder=coder, k=k, **pursuit)
-    strict = (margins > CLOSE) & ~outside[0] & np.isfinite(z[0]).all(-1)
+    strict = clear_rows(z, slots, operands, coder=coder, k=k, **pursuit) & np.isfinite(z[0]).all(-1)
     norm = np.maximum(np.linalg.norm(z[0].astype(np.float64), axis=1), 1e-30)
     with np.errstate(invalid="ignore"):
         error = np.linalg.norm(got.z[0].astype(np.float64) - want.z[0], axis=1) / norm
@@ -244,7 +252,7 @@ def test_metric_form():
     function = steer_function("SteerPursuit", **attributes)
     got = run(model_of("SteerPursuit", function, operands, activation="fp32", d=d, **attributes), z, slots)
     want = expected("SteerPursuit", z, slots, operands, **attributes)
-    strict = row_margins(z[0], slots[0], operands, coder="omp", k=8) > CLOSE
+    strict = clear_rows(z, slots, operands, coder="omp", k=8)
     assert strict.sum() >= 12
     np.testing.assert_allclose(got.z[0][strict], want.z[0][strict], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(got.support_index[0][strict], want.support_index[0][strict])
@@ -390,8 +398,8 @@ def test_custom_operator_agrees_on_the_same_file(op_type, attributes):
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     native = reference.Steered(*session.run(None, {"z": z, "slots": slots}))
 
-    margins = row_margins(z[0], slots[0], operands, **{k: v for k, v in attributes.items() if k != "k_out"})
-    strict = (margins > CLOSE) & np.isfinite(z[0]).all(-1) & (slots[0] >= 0) & (slots[0] < 5)
+    strict = clear_rows(z, slots, operands, **{k: v for k, v in attributes.items() if k != "k_out"})
+    strict &= np.isfinite(z[0]).all(-1)
     assert strict.sum() >= 20
     norm = np.maximum(np.linalg.norm(z[0], axis=1), 1e-30)
     with np.errstate(invalid="ignore"):

@@ -65,7 +65,7 @@ def test_default_policy_removes_what_is_undesirable(tmp_path):
         o = pack.operands(block)
         np.testing.assert_array_equal(o["gain"], [[1] * N, [1] * N, [-1] * 3 + [1] * (N - 3)])
         np.testing.assert_array_equal(o["undesirable"][1:], [[True] * 3 + [False] * (N - 3)] * 2)
-        np.testing.assert_allclose(o["limits"], [[0] * 4, [0] * 4, [0.3 * norm, 0, 0, 0]], rtol=1e-6)
+        np.testing.assert_allclose(o["limits"], [[0] * 4, [0] * 4, [0.4 * norm, 0, 0, 0]], rtol=1e-6)
         assert not o["shift"].any()
         assert o["boost"].size == 0
 
@@ -112,7 +112,7 @@ def test_policies_select_and_scale(tmp_path):
     np.testing.assert_array_equal(np.flatnonzero(o["gain"][2] != 1), [0, 1])
     np.testing.assert_array_equal(o["gain"][3], [1, 1, 0.5, 1, 1, 1, 1, 1])
     np.testing.assert_array_equal(np.flatnonzero(o["undesirable"][4]), [5, 6, 7])
-    np.testing.assert_allclose(o["limits"][2:, :3], [[2, 0, 0], [6, 0.5, 1], [6, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(o["limits"][2:, :3], [[2, 0, 0], [8, 0.5, 1], [8, 0, 0]], rtol=1e-6)
     np.testing.assert_allclose(o["boost"][4], [0, 0, 0, 4, 4, 0, 0, 0], rtol=1e-6)
     assert not o["boost"][:4].any()
     total = o["atoms"][3] + o["atoms"][4]

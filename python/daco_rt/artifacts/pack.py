@@ -268,6 +268,7 @@ def save_pack(
         for block, arrays in filled.items()
     }
     sizes = _check_all(op, coder, k, specs, where)
+    _check_model(sizes.dim, blocks, model, where)
     tensors: dict[str, TensorSource] = {}
     for block, arrays in filled.items():
         for name, array in arrays.items():
@@ -353,6 +354,8 @@ def load_pack(path: str | Path, verify: bool = True, progress: Progress | None =
     slot_map = tensors["slot_map"].read().copy()
     policies = check_policies(rows, default, blocks, sizes.slots, where)
     check_slot_map(slot_map, policies, blocks, sizes.slots, where)
+    model = ModelIdentity.from_dict(identity, str(path / MANIFEST))
+    _check_model(sizes.dim, blocks, model, where)
     pack = Pack(
         path=path,
         **attributes,
@@ -361,7 +364,7 @@ def load_pack(path: str | Path, verify: bool = True, progress: Progress | None =
         slots_count=sizes.slots,
         dtype=DTYPE_LABELS[sizes.dtype],
         blocks=blocks,
-        model=ModelIdentity.from_dict(identity, str(path / MANIFEST)),
+        model=model,
         policies=policies,
         default_policy=default,
         slot_map=slot_map,
@@ -394,6 +397,19 @@ def _check_all(op: str, coder: str, k: int, specs: Mapping[int, Mapping[str, Any
     return first
 
 
+def _check_model(dim: int, blocks: tuple[int, ...], model: ModelIdentity, where: str) -> None:
+    if dim != model.hidden_size:
+        raise ArtifactError(
+            f"{where}: rows are {dim} wide, the model that it names has hidden_size {model.hidden_size}; "
+            "make the pack from a dictionary of that model"
+        )
+    if blocks[-1] >= model.num_hidden_layers:
+        raise ArtifactError(
+            f"{where}: steers block {blocks[-1]}, the model that it names has blocks 0 to "
+            f"{model.num_hidden_layers - 1}; choose among these"
+        )
+
+
 def _check_blocks(blocks: tuple[Any, ...], where: str) -> tuple[int, ...]:
     plain = all(isinstance(block, (int, np.integer)) and block >= 0 for block in blocks)
     if not plain or any(a >= b for a, b in itertools.pairwise(blocks)):
@@ -402,4 +418,11 @@ def _check_blocks(blocks: tuple[Any, ...], where: str) -> tuple[int, ...]:
 
 
 def _join(numbers: Iterable[int]) -> str:
-    return ", ".join(str(number) for number in numbers)
+    """Ascending numbers with runs drawn together: "3, 15-19"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use the custom-op library if it is there (auto), insist on it, or run the portable functions",
     )
     running.add_argument("--threads", type=int, metavar="N", help="default: as ONNX Runtime chooses")
-    add_json(running)
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

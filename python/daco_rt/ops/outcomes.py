@@ -87,6 +87,18 @@ class Outcomes:
                     results.append(out)
         return results
 
+    def clear(self, row: NDArray, slot: int) -> bool:
+        """Whether a row [d] is next to no cliff at all, so that support and doses are determined too."""
+        z = np.asarray(row, np.float64)
+        if slot < 1 or not np.isfinite(z).all():
+            return True
+        ways = 0
+        for code in self._codes(z):
+            ways += sum(1 for _ in self._limits(code, self.limits[slot])) if slot >= 2 else 1
+            if ways > 1:
+                return False
+        return True
+
     def _limits(self, code: Array, limits: Array) -> Iterator[Array]:
         """The limits and, if an active code stands next to the deadband, both sides of it."""
         yield limits

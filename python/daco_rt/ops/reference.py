@@ -199,13 +199,13 @@ def orthogonal_matching_pursuit(
     norm = float(np.linalg.norm(row))
     floor = PURSUIT_EPS * norm
     start = analysis @ row + bias
-    alpha = start.copy()
+    alpha: Array = start.copy()
     diagonal = gram.diagonal
     usable = diagonal > 0
     decide = Decisions() if decisions is None else decisions
     picked: list[int] = []
     chosen = np.zeros((len(start), 0))  # the columns G[:, S]
-    c = np.zeros(0)
+    c: Array = np.zeros(0)
     while len(picked) < k and norm > 0 and usable.any():
         if tol > 0:
             residual = float(np.linalg.norm(row - c @ atoms[picked]))
@@ -228,7 +228,8 @@ def orthogonal_matching_pursuit(
         picked.append(j)
         chosen = np.column_stack([chosen, gram[j]])
         inner = chosen[picked]
-        c = _nnls(inner, start[picked]) if sign == "nnls" else np.linalg.solve(inner, start[picked])
+        solve = _nnls if sign == "nnls" else np.linalg.solve
+        c = np.asarray(solve(inner, start[picked]))
         alpha = start - chosen @ c
     if sign != "signed":
         c = np.maximum(c, 0.0)
