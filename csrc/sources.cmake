@@ -31,7 +31,7 @@ set(DACO_CUDA_SOURCES
     ${CMAKE_CURRENT_LIST_DIR}/cuda/encode_dot.cu
     ${CMAKE_CURRENT_LIST_DIR}/cuda/encode_mma.cu
     ${CMAKE_CURRENT_LIST_DIR}/cuda/gemm.cpp
-    ${CMAKE_CURRENT_LIST_DIR}/cuda/gemm.cu
+    ${CMAKE_CURRENT_LIST_DIR}/cuda/gram.cu
     ${CMAKE_CURRENT_LIST_DIR}/cuda/layout.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cuda/omp.cu
     ${CMAKE_CURRENT_LIST_DIR}/cuda/pursuit_plan.cpp

@@ -1,3 +1,4 @@
+#include "cuda/launch.cuh"
 #include "cuda/pursuit_launch.h"
 
 namespace daco::cuda {
@@ -21,34 +22,40 @@ __global__ void __launch_bounds__(kPursuitThreads, 1)
   describe_atoms(dictionary, gram, diagonal, length);
 }
 
+Launch a_block_a_row(const char* what, int64_t rows, size_t shared) {
+  Launch how;
+  how.what = what;
+  how.grid = dim3(static_cast<unsigned>(rows));
+  how.threads = kPursuitThreads;
+  how.shared = shared;
+  return how;
+}
+
 }  // namespace
 
 Status launch_description(const Dictionary& dictionary, const void* gram, DType gram_dtype, float* diagonal,
-                          float* length, Stream stream) {
-  const auto grid = static_cast<unsigned>((dictionary.size + kPursuitWarps - 1) / kPursuitWarps);
+                          float* length, const Device& device, Stream stream) {
+  const Launch how =
+      a_block_a_row("lengths of the atoms", (dictionary.size + kPursuitWarps - 1) / kPursuitWarps, 0);
   if (gram_dtype == DType::kF32) {
-    description_kernel<<<grid, kPursuitThreads, 0, stream>>>(dictionary, static_cast<const float*>(gram),
-                                                             diagonal, length);
-  } else {
-    description_kernel<<<grid, kPursuitThreads, 0, stream>>>(dictionary, static_cast<const __half*>(gram),
-                                                             diagonal, length);
+    return launch(how, device, stream, description_kernel<float>, dictionary, static_cast<const float*>(gram),
+                  diagonal, length);
   }
-  return launched("lengths of the atoms");
+  return launch(how, device, stream, description_kernel<__half>, dictionary, static_cast<const __half*>(gram),
+                diagonal, length);
 }
 
 Status launch_descent(const OmpArgs& args, const ElasticArgs& elastic, DType gram_dtype,
-                      const PursuitLayout& layout, int64_t rows, Stream stream) {
-  const auto kernel = gram_dtype == DType::kF32 ? descent_kernel<float> : descent_kernel<__half>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                       static_cast<int>(layout.shared_bytes));
-  kernel<<<static_cast<unsigned>(rows), kPursuitThreads, layout.shared_bytes, stream>>>(args, elastic);
-  return launched("elastic net");
+                      const PursuitLayout& layout, int64_t rows, const Device& device, Stream stream) {
+  const Launch how = a_block_a_row("elastic net", rows, layout.shared_bytes);
+  if (gram_dtype == DType::kF32) return launch(how, device, stream, descent_kernel<float>, args, elastic);
+  return launch(how, device, stream, descent_kernel<__half>, args, elastic);
 }
 
-Status launch_residual(const OmpArgs& args, const float* dense, float* residual, int64_t rows, Stream stream) {
-  residual_kernel<<<static_cast<unsigned>(rows), kPursuitThreads, padded(sizeof(PursuitState)), stream>>>(
-      args, dense, residual);
-  return launched("residuals of the elastic net");
+Status launch_residual(const OmpArgs& args, const float* dense, float* residual, int64_t rows,
+                       const Device& device, Stream stream) {
+  const Launch how = a_block_a_row("residuals of the elastic net", rows, padded(sizeof(PursuitState)));
+  return launch(how, device, stream, residual_kernel, args, dense, residual);
 }
 
 }  // namespace daco::cuda

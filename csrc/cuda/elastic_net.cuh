@@ -1,6 +1,6 @@
-// The elastic net by coordinate descent, a block a row: the coordinate that would move furthest moves, and one row
-// of G brings the correlations up to date. On a dictionary most coordinates rest at zero for good, so looking for
-// the furthest, which the block does while it updates, costs less than sweeping over all.
+// The elastic net by coordinate descent, a block a row: the coordinate that would move furthest moves, and
+// one row of G brings the correlations up to date. On a dictionary most coordinates rest at zero for good, so
+// looking for the furthest, which the block does while it updates, costs less than sweeping over all.
 //
 // Correlations live in shared memory where they fit, else in the workspace.
 #pragma once
@@ -26,7 +26,7 @@ struct ElasticArgs {
   float* alpha;           // [rows, m] correlations, or null: in shared memory, as the codes are then
   float* code;            // [rows, m], or null
   bool first;
-  bool last;              // write the code list
+  bool last;  // write the code list
 };
 
 // Where coordinate j would go: the minimiser with all others held still.
@@ -68,10 +68,11 @@ DACO_DEVICE Choice furthest_step(const OmpArgs& a, const ElasticArgs& t, float* 
   return best;
 }
 
-// alpha = alpha at the start - G (c - c at the start), without what rounding has added. The whole block calls.
+// alpha = alpha at the start - G (c - c at the start), without what rounding has added. The whole block
+// calls.
 template <class G>
-DACO_DEVICE void refresh(const OmpArgs& a, const ElasticArgs& t, PursuitState* s, float* alpha, const float* code,
-                         int64_t row, float reciprocal) {
+DACO_DEVICE void refresh(const OmpArgs& a, const ElasticArgs& t, PursuitState* s, float* alpha,
+                         const float* code, int64_t row, float reciprocal) {
   const int64_t m = a.dictionary.size;
   const float* base = t.dense + row * m;
   for (int64_t j = threadIdx.x; j < m; j += kPursuitThreads) {
@@ -101,7 +102,8 @@ DACO_DEVICE void refresh(const OmpArgs& a, const ElasticArgs& t, PursuitState* s
 }
 
 // The codes other than zero, in rising order of index, brought back to the row's norm. The whole block calls.
-DACO_DEVICE void write_dense_codes(const OmpArgs& a, PursuitState* s, const float* code, int64_t row, double norm) {
+DACO_DEVICE void write_dense_codes(const OmpArgs& a, PursuitState* s, const float* code, int64_t row,
+                                   double norm) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t m = a.dictionary.size;
   int32_t written = 0;
@@ -133,6 +135,7 @@ DACO_DEVICE void descend(const OmpArgs& a, const ElasticArgs& t) {
   const int64_t m = a.dictionary.size;
   const int64_t row = blockIdx.x;
   auto* s = reinterpret_cast<PursuitState*>(dynamic_shared());
+  after_previous();
   if (!is_coded(a.slots[row], a.policies)) {
     if (threadIdx.x == 0) a.count[row] = -1;
     return;
@@ -185,11 +188,13 @@ DACO_DEVICE void descend(const OmpArgs& a, const ElasticArgs& t) {
   }
 }
 
-// z - A' c |z| of every row, in fp32: what the correlations of the next descent are computed from. grid: rows.
+// z - A' c |z| of every row, in fp32: what the correlations of the next descent are computed from. grid:
+// rows.
 DACO_DEVICE void residual_of_dense(const OmpArgs& a, const float* dense, float* residual) {
   const Dictionary& d = a.dictionary;
   const int64_t row = blockIdx.x;
   auto* s = reinterpret_cast<PursuitState*>(dynamic_shared());
+  after_previous();
   if (!is_coded(a.slots[row], a.policies)) return;
   const double norm = row_norm(s, a.activation, a.z, row * a.z_stride, d.dim);
   if (!(norm > 0)) return;

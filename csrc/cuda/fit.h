@@ -2,9 +2,9 @@
 // lane an entry, a test on the CPU loops over the lanes.
 //
 // What is kept is the inverse of G[S, S] in fp64, bordered by a row and a column as an atom joins. Unlike a
-// triangular factor that needs no chain of dependent substitutions, so a step takes two short products instead
-// of two passes over the support one entry at a time. The pivot test below keeps the bordering stable: no atom
-// joins whose Schur complement is under 1e-4 of its own entry.
+// triangular factor that needs no chain of dependent substitutions, so a step takes two short products
+// instead of two passes over the support one entry at a time. The pivot test below keeps the bordering
+// stable: no atom joins whose Schur complement is under 1e-4 of its own entry.
 #pragma once
 
 #include <cstdint>
@@ -51,8 +51,8 @@ DACO_FIT double times_inverse(const double* inverse, int stride, int n, int i, c
 
 // Borders one entry of the (n + 1) x (n + 1) inverse: u = inverse * column, v = row * inverse, and the
 // reciprocal of the pivot. Every entry is written by one call; the calls may run in any order.
-DACO_FIT void border_inverse(double* inverse, int stride, int n, int i, int j, const double* u, const double* v,
-                             double reciprocal) {
+DACO_FIT void border_inverse(double* inverse, int stride, int n, int i, int j, const double* u,
+                             const double* v, double reciprocal) {
   double* entry = inverse + i * stride + j;
   if (i < n && j < n) {
     *entry += u[i] * v[j] * reciprocal;
@@ -71,8 +71,8 @@ enum class Verdict : int32_t {
   kOver = 2,     // its correlation is rounding of the Gram matrix: pursuit ends
 };
 
-// pivot = G_jj - row * inverse * column; standing = t_j - row * c in exact entries, its absolute value with sign
-// signed. Without a Gram matrix correlations are exact and nothing needs to stand.
+// pivot = G_jj - row * inverse * column; standing = t_j - row * c in exact entries, its absolute value with
+// sign signed. Without a Gram matrix correlations are exact and nothing needs to stand.
 DACO_FIT Verdict judge(double pivot, double diagonal, int n, bool has_gram, double standing, double norm) {
   if (!(diagonal > 0)) return Verdict::kSkipped;
   if (n > 0 && !(pivot >= kSmallestPivot * diagonal)) return Verdict::kSkipped;
@@ -80,8 +80,8 @@ DACO_FIT Verdict judge(double pivot, double diagonal, int n, bool has_gram, doub
   return Verdict::kTaken;
 }
 
-// The most correlated atom so far. A key orders as the correlation does and is 0 for what can never be chosen:
-// NaN, which marks atoms that are barred, and whatever is not positive.
+// The most correlated atom so far. A key orders as the correlation does and is 0 for what can never be
+// chosen: NaN, which marks atoms that are barred, and whatever is not positive.
 struct Choice {
   uint32_t key;
   uint32_t index;

@@ -1,5 +1,5 @@
-// cuBLASLt, opened at run time: no header of it is needed to build and no library to load this one. The few entry
-// points and constants below are part of its stable interface since version 11.
+// cuBLASLt, opened at run time: no header of it is needed to build and no library to load this one. The few
+// entry points and constants below are part of its stable interface since version 11.
 #include "cuda/gemm.h"
 
 #include <cuda_runtime_api.h>
@@ -14,7 +14,7 @@ namespace {
 constexpr int kComputeF32 = 68;  // CUBLAS_COMPUTE_32F
 constexpr int kTransposeA = 3;   // CUBLASLT_MATMUL_DESC_TRANSA
 constexpr int32_t kTransposed = 1;
-constexpr int kMostScratch = 1;  // CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES
+constexpr int kMostScratch = 1;             // CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES
 constexpr int kAlignment[] = {5, 6, 7, 8};  // CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, then B, C and D
 
 struct Algorithm {
@@ -32,9 +32,10 @@ struct Library {
   const char* state = "not looked for yet";
   bool open = false;
   int (*create)(void** handle);
-  int (*matmul)(void* handle, void* operation, const void* alpha, const void* a, void* layout_a, const void* b,
-                void* layout_b, const void* beta, const void* c, void* layout_c, void* d, void* layout_d,
-                const Algorithm* algorithm, void* scratch, size_t scratch_bytes, cudaStream_t stream);
+  int (*matmul)(void* handle, void* operation, const void* alpha, const void* a, void* layout_a,
+                const void* b, void* layout_b, const void* beta, const void* c, void* layout_c, void* d,
+                void* layout_d, const Algorithm* algorithm, void* scratch, size_t scratch_bytes,
+                cudaStream_t stream);
   int (*operation_create)(void** operation, int compute, int scale);
   int (*operation_set)(void* operation, int attribute, const void* value, size_t bytes);
   int (*operation_destroy)(void* operation);
@@ -43,8 +44,8 @@ struct Library {
   int (*preference_create)(void** preference);
   int (*preference_set)(void* preference, int attribute, const void* value, size_t bytes);
   int (*preference_destroy)(void* preference);
-  int (*heuristic)(void* handle, void* operation, void* a, void* b, void* c, void* d, void* preference, int asked,
-                   Heuristic* found, int* count);
+  int (*heuristic)(void* handle, void* operation, void* a, void* b, void* c, void* d, void* preference,
+                   int asked, Heuristic* found, int* count);
 };
 
 template <class F>
@@ -118,9 +119,7 @@ uint32_t alignment_of(const void* p) {
   return alignment;
 }
 
-int data_type(DType t) {
-  return t == DType::kF32 ? CUDA_R_32F : t == DType::kF16 ? CUDA_R_16F : CUDA_R_16BF;
-}
+int data_type(DType t) { return t == DType::kF32 ? CUDA_R_32F : t == DType::kF16 ? CUDA_R_16F : CUDA_R_16BF; }
 
 // The four descriptions of a product. Destroying what was never made is left out.
 struct Descriptions {
@@ -144,15 +143,18 @@ struct Descriptions {
 
   // The library's matrices run down columns, so rows of ours are columns of its: out' = w x', [m, rows].
   bool make(const Product& p) {
-    const auto m = static_cast<uint64_t>(p.m), d = static_cast<uint64_t>(p.d), rows = static_cast<uint64_t>(p.rows);
+    const auto m = static_cast<uint64_t>(p.m), d = static_cast<uint64_t>(p.d),
+               rows = static_cast<uint64_t>(p.rows);
     const size_t scratch = kLibraryScratch;
-    const uint32_t alignment[] = {alignment_of(p.w), alignment_of(p.x), alignment_of(p.out), alignment_of(p.out)};
+    const uint32_t alignment[] = {alignment_of(p.w), alignment_of(p.x), alignment_of(p.out),
+                                  alignment_of(p.out)};
     bool good = l.operation_create(&operation, kComputeF32, CUDA_R_32F) == 0 &&
-           l.operation_set(operation, kTransposeA, &kTransposed, sizeof kTransposed) == 0 &&
-           l.layout_create(&w, data_type(p.w_type), d, m, p.d) == 0 &&
-           l.layout_create(&x, data_type(p.x_type), d, rows, p.x_stride) == 0 &&
-           l.layout_create(&out, CUDA_R_32F, m, rows, p.m) == 0 && l.preference_create(&preference) == 0 &&
-           l.preference_set(preference, kMostScratch, &scratch, sizeof scratch) == 0;
+                l.operation_set(operation, kTransposeA, &kTransposed, sizeof kTransposed) == 0 &&
+                l.layout_create(&w, data_type(p.w_type), d, m, p.d) == 0 &&
+                l.layout_create(&x, data_type(p.x_type), d, rows, p.x_stride) == 0 &&
+                l.layout_create(&out, CUDA_R_32F, m, rows, p.out_stride) == 0 &&
+                l.preference_create(&preference) == 0 &&
+                l.preference_set(preference, kMostScratch, &scratch, sizeof scratch) == 0;
     for (int i = 0; good && i < 4; ++i) {
       good = l.preference_set(preference, kAlignment[i], &alignment[i], sizeof alignment[i]) == 0;
     }
@@ -185,7 +187,8 @@ bool library_product(const Product& p, int device, void* scratch, Stream stream)
   }
   const float one = 1.f, zero = 0.f;
   return l.matmul(handle, described.operation, &one, p.w, described.w, p.x, described.x, &zero, p.out,
-                  described.out, p.out, described.out, &found.algorithm, scratch, kLibraryScratch, stream) == 0;
+                  described.out, p.out, described.out, &found.algorithm, scratch, kLibraryScratch,
+                  stream) == 0;
 }
 
 }  // namespace daco::cuda

@@ -1,5 +1,5 @@
-// Orthogonal matching pursuit: the kernel with a Gram matrix, one cluster a row from start to end, and the step
-// without one, which recomputes correlations from residuals between launches.
+// Orthogonal matching pursuit: the kernel with a Gram matrix, one cluster a row from start to end, and the
+// step without one, which recomputes correlations from residuals between launches.
 #pragma once
 
 #include "cuda/codes.cuh"
@@ -18,9 +18,10 @@ struct OmpArgs {
   int32_t k;
   float tol;
   bool both_signs;
-  const float* start;  // [rows, m] E z, plus b unless `bias` is given
-  const float* bias;   // [m] still to be added to start, or null
-  int32_t* count;      // the code list
+  const float* start;  // [rows, m] E z, plus b unless `bias` is given; rows are `stride` apart
+  int64_t stride;
+  const float* bias;  // [m] still to be added to start, or null
+  int32_t* count;     // the code list
   int32_t* index;
   float* value;
   int64_t capacity;
@@ -29,14 +30,15 @@ struct OmpArgs {
 // The cluster kernel's share of the plan.
 struct ResidentArgs {
   const void* gram;
-  bool vectors;        // rows of G may be read 16 bytes at a time
-  int64_t chunks;      // of a block
-  int32_t cached;      // rows of G that a block keeps in shared memory
+  bool vectors;    // rows of G may be read 16 bytes at a time
+  int64_t chunks;  // of a block
+  int32_t cached;  // rows of G that a block keeps in shared memory
 };
 
 // The state that the stepping kernel keeps in the workspace, one a row.
 struct SteppedArgs {
-  const float* alpha;  // [rows, m] correlations of this step, without bias if `bias` is given
+  const float* alpha;  // [rows, m] correlations of this step, spaced as `start`
+  const float* bias;   // [m] still to be added to alpha, or null
   float* residual;     // [rows, d]
   unsigned char* state;
   int64_t state_bytes;
@@ -46,7 +48,7 @@ struct SteppedArgs {
 DACO_DEVICE bool is_coded(int32_t slot, int32_t policies) { return slot >= kSlotObserve && slot < policies; }
 
 DACO_DEVICE float first_correlation(const OmpArgs& a, int64_t row, int64_t j) {
-  const float x = a.start[row * a.dictionary.size + j];
+  const float x = a.start[row * a.stride + j];
   return a.bias != nullptr ? x + a.bias[j] : x;
 }
 
@@ -94,8 +96,10 @@ struct RowCache {
   DACO_DEVICE Pack<G>* at(int row, int pack, int64_t chunk) const {
     return base + (static_cast<int64_t>(row) * Chunk<G>::kPacks + pack) * chunks + chunk;
   }
-  // Starts to bring a chunk in. A thread reads back only its own chunks, so async_wait() is all that stands between.
-  DACO_DEVICE void fetch(int row, int64_t chunk, const G* from, int64_t first_chunk, int64_t m, bool vectors) const {
+  // Starts to bring a chunk in. A thread reads back only its own chunks, so async_wait() is all that stands
+  // between.
+  DACO_DEVICE void fetch(int row, int64_t chunk, const G* from, int64_t first_chunk, int64_t m,
+                         bool vectors) const {
     if (vectors) {
 #pragma unroll
       for (int p = 0; p < Chunk<G>::kPacks; ++p) {
@@ -121,11 +125,12 @@ DACO_DEVICE void subtract(float* alpha, float code, const Chunk<G>& row) {
   for (int i = 0; i < kChunk; ++i) alpha[i] = fmaf(-code, row.at(i), alpha[i]);
 }
 
-// The best of this thread's atoms under alpha = start - G[S, :]' c. `kChunks` is how many chunks a thread has.
+// The best of this thread's atoms under alpha = start - G[S, :]' c. `kChunks` is how many chunks a thread
+// has.
 template <class G, int kChunks>
 DACO_DEVICE Choice best_of_mine(const PursuitState& s, const float (&start)[kChunks][kChunk], const G* gram,
-                                const RowCache<G>& cache, const ResidentArgs& r, int64_t m, int64_t first_chunk,
-                                int n, bool absolute) {
+                                const RowCache<G>& cache, const ResidentArgs& r, int64_t m,
+                                int64_t first_chunk, int n, bool absolute) {
   Choice best{0, kNoIndex};
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
@@ -161,14 +166,19 @@ DACO_DEVICE void pursue_resident(const OmpArgs& a, const ResidentArgs& r, unsign
   const int64_t row = blockIdx.x / blocks;
   auto* s = reinterpret_cast<PursuitState*>(dynamic_shared());
   auto* inverse = reinterpret_cast<double*>(dynamic_shared() + padded(sizeof(PursuitState)));
-  const RowCache<G> cache{reinterpret_cast<Pack<G>*>(reinterpret_cast<unsigned char*>(inverse) + inverse_bytes(a.k)), r.chunks};
+  const RowCache<G> cache{
+      reinterpret_cast<Pack<G>*>(reinterpret_cast<unsigned char*>(inverse) + inverse_bytes(a.k)), r.chunks};
   const auto* gram = static_cast<const G*>(r.gram);
 
-  if (!is_coded(a.slots[row], a.policies)) {
+  // z and slots belong to the caller; no kernel of this call has written them before.
+  const bool coded = is_coded(a.slots[row], a.policies);
+  const double norm = coded ? row_norm(s, a.activation, a.z, row * a.z_stride, d.dim) : 0.0;
+  after_previous();
+  start_next();
+  if (!coded) {
     if (rank == 0 && threadIdx.x == 0) a.count[row] = -1;
     return;
   }
-  const double norm = row_norm(s, a.activation, a.z, row * a.z_stride, d.dim);
   if (!(norm > 0)) {  // a zero row, whose code is empty, or one that is not finite
     if (rank == 0 && threadIdx.x == 0) a.count[row] = norm == 0 ? 0 : -1;
     return;
@@ -250,10 +260,11 @@ DACO_DEVICE void pursue_stepped(const OmpArgs& a, const SteppedArgs& t) {
   auto* s = reinterpret_cast<PursuitState*>(dynamic_shared());
   auto* inverse = reinterpret_cast<double*>(dynamic_shared() + padded(sizeof(PursuitState)));
   auto* kept = reinterpret_cast<SteppedState*>(t.state + row * t.state_bytes);
-  auto* kept_inverse = reinterpret_cast<double*>(reinterpret_cast<unsigned char*>(kept) +
-                                                 padded(sizeof(SteppedState)));
+  auto* kept_inverse =
+      reinterpret_cast<double*>(reinterpret_cast<unsigned char*>(kept) + padded(sizeof(SteppedState)));
   auto* barred = reinterpret_cast<uint32_t*>(kept_inverse + inverse_entries(a.k));
 
+  after_previous();
   double norm;
   int n = 0;
   if (t.first) {
@@ -288,10 +299,10 @@ DACO_DEVICE void pursue_stepped(const OmpArgs& a, const SteppedArgs& t) {
   bool running = !taken;
   for (int turn = 0; running && !taken; ++turn) {
     Choice mine{0, kNoIndex};
-    const float* alpha = t.alpha + row * d.size;
+    const float* alpha = t.alpha + row * a.stride;
     for (int64_t j = threadIdx.x; j < d.size; j += kPursuitThreads) {
       if ((barred[j / 32] >> (j % 32) & 1u) != 0) continue;
-      const uint32_t key = key_of(a.bias != nullptr ? alpha[j] + a.bias[j] : alpha[j], a.both_signs);
+      const uint32_t key = key_of(t.bias != nullptr ? alpha[j] + t.bias[j] : alpha[j], a.both_signs);
       if (key > mine.key) mine = {key, static_cast<uint32_t>(j)};
     }
     const Choice best = cluster_best(s, mine, 0, 1, turn & 1);

@@ -1,7 +1,7 @@
-// What the pursuit kernels are made of: a row's state in shared memory, the search for the most correlated atom,
-// exact entries of G, and the fit. A cluster of 1, 2, 4, 8 or 16 blocks works on a row; each of them holds the
-// whole state and takes every decision for itself from the same bits, so only two things travel between blocks:
-// the best atom of each block's share, and parts of sums over d.
+// What the pursuit kernels are made of: a row's state in shared memory, the search for the most correlated
+// atom, exact entries of G, and the fit. A cluster of 1, 2, 4, 8 or 16 blocks works on a row; each of them
+// holds the whole state and takes every decision for itself from the same bits, so only two things travel
+// between blocks: the best atom of each block's share, and parts of sums over d.
 //
 // Results do not depend on the size of the cluster: sums over d are cut into kSegments whatever the number of
 // blocks that share them, and the order inside a segment and among segments is fixed.
@@ -59,14 +59,16 @@ constexpr int kGroup = 4;  // dot products that a warp has in flight: their load
 
 // sum[q] = x . y[q] over elements [begin, end), in every lane.
 template <class T>
-DACO_DEVICE void dot_group(const T* x, const T* const* y, int64_t begin, int64_t end, bool vectors, float* sum) {
+DACO_DEVICE void dot_group(const T* x, const T* const* y, int64_t begin, int64_t end, bool vectors,
+                           float* sum) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int q = 0; q < kGroup; ++q) sum[q] = 0;
   if (vectors) {
     constexpr int kCount = Pack<T>::kCount;
-    // Packs of bytes widen to four registers each: two at a time are enough of them.
+    // Packs of bytes widen to sixteen registers each: two at a time are enough of them.
     constexpr int kAtOnce = sizeof(T) == 1 ? 2 : kGroup;
+#pragma unroll 1
     for (int64_t e = begin + lane * kCount; e < end; e += kWarp * kCount) {
       const Pack<T> a = load_pack(x + e);
 #pragma unroll
@@ -85,6 +87,7 @@ DACO_DEVICE void dot_group(const T* x, const T* const* y, int64_t begin, int64_t
       }
     }
   } else {
+#pragma unroll 1
     for (int64_t e = begin + lane; e < end; e += kWarp) {
       const float a = to_float(x[e]);
 #pragma unroll
@@ -95,8 +98,8 @@ DACO_DEVICE void dot_group(const T* x, const T* const* y, int64_t begin, int64_t
   for (int q = 0; q < kGroup; ++q) sum[q] = warp_sum(sum[q]);
 }
 
-// This block's parts of the dot products between rows `left`[j] and `right`[index[i]], i < count (and right[j]
-// itself as number `count` when `own`), into part[first + i] of every block of the cluster.
+// This block's parts of the dot products between rows `left`[j] and `right`[index[i]], i < count (and
+// right[j] itself as number `count` when `own`), into part[first + i] of every block of the cluster.
 DACO_DEVICE void spread_dots(PursuitState* s, const Dictionary& d, const void* left, const void* right,
                              int64_t j, int count, bool own, int first, unsigned rank, unsigned blocks) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -136,8 +139,8 @@ DACO_DEVICE double sum_of_parts(const float* part) {
   return sum;
 }
 
-// Entries of G for atom j and a support of n, from the rows of E and A; they reach column, row and the returned
-// diagonal in warp 0 alone. Every thread of the cluster calls.
+// Entries of G for atom j and a support of n, from the rows of E and A; they reach column, row and the
+// returned diagonal in warp 0 alone. Every thread of the cluster calls.
 DACO_DEVICE double exact_entries(PursuitState* s, const Dictionary& d, int64_t j, int n, unsigned rank,
                                  unsigned blocks) {
   const int lane = threadIdx.x % kWarp;
@@ -172,8 +175,8 @@ DACO_DEVICE double gram_entries(PursuitState* s, const float* gram, int64_t m, i
 
 // ---- the fit
 
-// Warp 0 alone: judges atom j by column, row, its diagonal and its first correlation, and if it is taken refits.
-// u, v and reciprocal are left for border().
+// Warp 0 alone: judges atom j by column, row, its diagonal and its first correlation, and if it is taken
+// refits. u, v and reciprocal are left for border().
 DACO_DEVICE void fit_atom(PursuitState* s, const double* inverse, int k, int n, int64_t j, float target,
                           double diagonal, bool has_gram, bool both_signs, double norm) {
   const int lane = threadIdx.x % kWarp;
@@ -253,8 +256,8 @@ DACO_DEVICE float residual_at(const PursuitState& s, const Dictionary& d, float 
 }
 
 // |z - A_S' c| squared; every thread of the cluster calls and gets the same. Only asked for with a tolerance.
-DACO_DEVICE double residual_energy(PursuitState* s, const Dictionary& d, DType type, const void* z, int64_t first,
-                                   int n, unsigned rank, unsigned blocks) {
+DACO_DEVICE double residual_energy(PursuitState* s, const Dictionary& d, DType type, const void* z,
+                                   int64_t first, int n, unsigned rank, unsigned blocks) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int mine = kSegments / static_cast<int>(blocks);
   for (int task = warp; task < mine; task += kPursuitWarps) {

@@ -6,6 +6,7 @@
 #include "core/validate.h"
 #include "cuda/gemm.h"
 #include "cuda/layout.h"
+#include "cuda/tiling.h"
 
 namespace daco::cuda {
 namespace {
@@ -15,16 +16,14 @@ constexpr int kMostChunks = 4;  // a thread's, in registers
 
 int64_t atoms_of(const Rows& rows) { return rows.atoms; }
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Sixteen blocks need a device that grants more than the portable eight; before sm_90 a block is alone.
 int largest_cluster(const Device& device) {
   if (device.compute < 90) return 1;
   return device.compute < 110 ? kMaxCluster : 8;
 }
 
-// As many blocks a row as the device has room for when all rows run at once. Many rows take pairs: half of G's
-// chosen rows fit beside each other then, and reading them again costs more than waiting for one peer.
+// As many blocks a row as the device has room for when all rows run at once. Many rows take pairs: half of
+// G's chosen rows fit beside each other then, and reading them again costs more than waiting for one peer.
 int choose_cluster(int64_t rows, const Device& device) {
   const int largest = largest_cluster(device);
   int cluster = largest;
@@ -34,12 +33,14 @@ int choose_cluster(int64_t rows, const Device& device) {
 
 bool lay_out_resident(const SteerPursuit& op, const Device& device, int asked, PursuitLayout* layout) {
   const int largest = largest_cluster(device);
-  const int64_t chunks = divide_up(atoms_of(op), kChunk);
-  int cluster = asked > 0 ? std::min(asked, largest) : choose_cluster(std::min(op.rows, layout->pass), device);
-  while (cluster < largest && divide_up(divide_up(chunks, cluster), kPursuitThreads) > kMostChunks) cluster *= 2;
+  const int64_t chunks = ceil_div(atoms_of(op), kChunk);
+  int cluster =
+      asked > 0 ? std::min(asked, largest) : choose_cluster(std::min(op.rows, layout->pass), device);
+  while (cluster < largest && ceil_div(ceil_div(chunks, cluster), kPursuitThreads) > kMostChunks)
+    cluster *= 2;
   layout->cluster = cluster;
-  layout->chunks = divide_up(chunks, cluster);
-  const int64_t a_thread = divide_up(layout->chunks, kPursuitThreads);
+  layout->chunks = ceil_div(chunks, cluster);
+  const int64_t a_thread = ceil_div(layout->chunks, kPursuitThreads);
   if (a_thread > kMostChunks) return false;
   layout->chunks_a_thread = a_thread > 2 ? 4 : static_cast<int>(a_thread);
   const auto fixed = static_cast<int64_t>(padded(sizeof(PursuitState)) + inverse_bytes(op.k));
@@ -85,11 +86,12 @@ PursuitLayout lay_out(const SteerPursuit& op, const Device& device, bool has_gra
 PursuitBuffers carve(const SteerPursuit& op, const PursuitLayout& layout, void* base) {
   const int64_t m = atoms_of(op), rows = std::min(op.rows, layout.pass);
   const bool stepped = layout.path == PursuitPath::kStepped, elastic = layout.path == PursuitPath::kElastic;
+  const int64_t stride = padded_atoms(m);  // of correlations
   Carver carver(base);
   PursuitBuffers b;
   b.capacity = elastic ? m : op.k;
-  b.start = carver.take<float>(rows * m);
-  b.alpha = carver.take<float>(stepped || (elastic && !layout.in_shared) ? rows * m : 0);
+  b.start = carver.take<float>(rows * stride);
+  b.alpha = carver.take<float>(stepped || (elastic && !layout.in_shared) ? rows * stride : 0);
   b.code = carver.take<float>(elastic && !layout.in_shared ? rows * m : 0);
   b.dense = carver.take<float>(layout.rounds > 1 ? rows * m : 0);
   b.residual = carver.take<float>(stepped || layout.rounds > 1 ? rows * op.dim : 0);
@@ -104,9 +106,10 @@ PursuitBuffers carve(const SteerPursuit& op, const PursuitLayout& layout, void* 
 
 Status check_supported(const SteerPursuit& op) {
   if (op.coder == PursuitCoder::kOmp && op.sign == PursuitSign::kNonNegative) {
-    return make_status(Code::kUnsupported,
-                       "SteerPursuit: sign: the CUDA kernels have no nnls for omp; use positive, whose codes that "
-                       "end below zero are dropped, or run on the CPU");
+    return make_status(
+        Code::kUnsupported,
+        "SteerPursuit: sign: the CUDA kernels have no nnls for omp; use positive, whose codes that "
+        "end below zero are dropped, or run on the CPU");
   }
   return {};
 }

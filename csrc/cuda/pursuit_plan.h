@@ -47,15 +47,16 @@ struct PursuitBuffers {
   size_t bytes = 0;
 };
 
-// `has_gram` instead of op.gram: hosts plan before they have pointers. `cluster` forces the size of a cluster; 0
-// chooses.
+// `has_gram` instead of op.gram: hosts plan before they have pointers. `cluster` forces the size of a
+// cluster; 0 chooses.
 PursuitLayout lay_out(const SteerPursuit& op, const Device& device, bool has_gram, int cluster = 0);
 PursuitBuffers carve(const SteerPursuit& op, const PursuitLayout& layout, void* base);
 
 // Refuses valid requests that these kernels do not serve.
 Status check_supported(const SteerPursuit& op);
 
-// The size of cluster that the environment variable DACO_RT_CUDA_CLUSTER asks for, 0 if none: for measurements.
+// The size of cluster that the environment variable DACO_RT_CUDA_CLUSTER asks for, 0 if none: for
+// measurements.
 int asked_cluster();
 
 }  // namespace daco::cuda

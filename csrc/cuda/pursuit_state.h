@@ -50,6 +50,8 @@ DACO_FIT constexpr int64_t barred_words(int64_t m) { return (m + 31) / 32; }
 
 // Where the inverse lies behind either structure.
 DACO_FIT constexpr size_t padded(size_t bytes) { return (bytes + 15) / 16 * 16; }
-DACO_FIT constexpr size_t inverse_bytes(int k) { return padded(sizeof(double) * static_cast<size_t>(inverse_entries(k))); }
+DACO_FIT constexpr size_t inverse_bytes(int k) {
+  return padded(sizeof(double) * static_cast<size_t>(inverse_entries(k)));
+}
 
 }  // namespace daco::cuda

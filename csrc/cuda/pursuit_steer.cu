@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "core/validate.h"
+#include "cuda/encode.h"
 #include "cuda/gemm.h"
 #include "cuda/pursuit_launch.h"
 
@@ -52,31 +53,49 @@ struct Call {
   Stream stream;
 };
 
-// out = E x + b for rows x; `bias` says whether b is still to be added.
-Status correlate(const Call& call, const void* x, DType type, int64_t stride, int64_t rows, float* out,
+// out = E x + b for rows x. `bias` says what is still to be added: the library adds none.
+Status correlate(const Call& call, const Rows& part, const void* x, DType type, int64_t x_stride, float* out,
                  const float** bias) {
   const SteerPursuit& op = call.op;
-  Product p;
-  p.x = x;
-  p.x_stride = stride;
-  p.x_type = type;
-  p.w = op.analysis;
-  p.w_type = op.weight;
-  p.w_scale = op.scales;
-  p.rows = rows;
-  p.m = atoms_of(op);
-  p.d = op.dim;
-  p.bias = op.bias;
-  p.out = out;
+  const int64_t m = atoms_of(op);
   *bias = nullptr;
-  if (library_serves(type, op.weight) && library_product(p, call.device.index, call.buffers.scratch, call.stream)) {
-    *bias = op.bias;
-    return {};
+  if (part.rows > kMmaManyRows && library_serves(type, op.weight)) {
+    const Product p{x, x_stride, type, op.analysis, op.weight, part.rows, m, op.dim, out, padded_atoms(m)};
+    if (library_product(p, call.device.index, call.buffers.scratch, call.stream)) {
+      *bias = op.bias;
+      return {};
+    }
   }
-  return own_product(p, call.stream);
+  Encode encode;
+  encode.z = x;
+  encode.z_stride = x_stride;
+  encode.activation = type;
+  encode.slots = part.slots;
+  encode.policies = part.policies;
+  encode.rows = part.rows;
+  encode.dim = op.dim;
+  encode.weights = op.analysis;
+  encode.weight = op.weight;
+  encode.scales = op.scales;
+  encode.bias = op.bias;
+  encode.atoms = m;
+  encode.y = out;
+  encode.y_stride = padded_atoms(m);
+  // One row is bound by memory on either unit, and the fp32 units start sooner.
+  if (part.rows > 1 && mma_takes(type, op.weight, op.dim, x_stride) && aligned(x) && aligned(op.analysis)) {
+    const MmaTiling tiling = mma_tiling(part.rows, m, op.weight, call.device);
+    if (tiling.rows > 0) return launch_encode_mma(encode, tiling, call.device, call.stream);
+  }
+  const DotTiling tiling = dot_tiling(part.rows, op.dim, m, op.weight, false, call.device);
+  return launch_encode_dot(encode, tiling, call.device, call.stream);
 }
 
-Status pursue(const Call& call, OmpArgs* args, int64_t rows) {
+// The same for the residuals of a part's rows.
+Status correlate_residuals(const Call& call, const Rows& part, float* out, const float** bias) {
+  return correlate(call, part, call.buffers.residual, DType::kF32, call.op.dim, out, bias);
+}
+
+Status pursue(const Call& call, const Rows& part, const OmpArgs& args) {
   const PursuitLayout& layout = call.layout;
   const SteerPursuit& op = call.op;
   const PursuitBuffers& b = call.buffers;
@@ -86,25 +105,26 @@ Status pursue(const Call& call, OmpArgs* args, int64_t rows) {
     r.vectors = atoms_of(op) % kChunk == 0 && aligned(op.gram);
     r.chunks = layout.chunks;
     r.cached = layout.cached;
-    return launch_resident(*args, r, op.gram_dtype, layout, rows, call.stream);
+    return launch_resident(args, r, op.gram_dtype, layout, part.rows, call.device, call.stream);
   }
-  SteppedArgs t{b.start, b.residual, b.state, layout.state_bytes, true};
-  Status status = launch_stepped(*args, t, layout, rows, call.stream);
+  SteppedArgs t{};
+  t.alpha = b.start;
+  t.bias = args.bias;
+  t.residual = b.residual;
+  t.state = b.state;
+  t.state_bytes = layout.state_bytes;
+  t.first = true;
+  Status status = launch_stepped(args, t, layout, part.rows, call.device, call.stream);
   t.alpha = b.alpha;
   t.first = false;
-  OmpArgs next = *args;
   for (int32_t step = 1; step < op.k && status.ok(); ++step) {
-    status = correlate(call, b.residual, DType::kF32, op.dim, rows, b.alpha, &next.bias);
-    // First correlations and these may come from different kernels, one with the bias in them and one without.
-    if (status.ok() && next.bias != args->bias) {
-      return make_status(Code::kUnsupported, "SteerPursuit: correlations of one call came from two kernels");
-    }
-    if (status.ok()) status = launch_stepped(next, t, layout, rows, call.stream);
+    status = correlate_residuals(call, part, b.alpha, &t.bias);
+    if (status.ok()) status = launch_stepped(args, t, layout, part.rows, call.device, call.stream);
   }
   return status;
 }
 
-Status descend(const Call& call, OmpArgs* args, int64_t rows) {
+Status descend(const Call& call, const Rows& part, OmpArgs args) {
   const SteerPursuit& op = call.op;
   const PursuitBuffers& b = call.buffers;
   ElasticArgs t{};
@@ -122,12 +142,12 @@ Status descend(const Call& call, OmpArgs* args, int64_t rows) {
     t.first = round == 0;
     t.last = round + 1 == call.layout.rounds;
     if (!t.first) {
-      status = launch_residual(*args, b.dense, b.residual, rows, call.stream);
-      if (status.ok()) {
-        status = correlate(call, b.residual, DType::kF32, op.dim, rows, b.start, &args->bias);
-      }
+      status = launch_residual(args, b.dense, b.residual, part.rows, call.device, call.stream);
+      if (status.ok()) status = correlate_residuals(call, part, b.start, &args.bias);
     }
-    if (status.ok()) status = launch_descent(*args, t, op.gram_dtype, call.layout, rows, call.stream);
+    if (status.ok()) {
+      status = launch_descent(args, t, op.gram_dtype, call.layout, part.rows, call.device, call.stream);
+    }
   }
   return status;
 }
@@ -139,7 +159,8 @@ Status run(const Call& call) {
   const bool elastic = call.layout.path == PursuitPath::kElastic;
   Status status;
   if (elastic) {
-    status = launch_description(dictionary, op.gram, op.gram_dtype, b.diagonal, b.length, call.stream);
+    status = launch_description(dictionary, op.gram, op.gram_dtype, b.diagonal, b.length, call.device,
+                                call.stream);
   }
   for (int64_t first = 0; first < op.rows && status.ok(); first += call.layout.pass) {
     const int64_t rows = std::min(call.layout.pass, op.rows - first);
@@ -156,12 +177,13 @@ Status run(const Call& call) {
     args.tol = op.tol;
     args.both_signs = op.sign == PursuitSign::kSigned;
     args.start = b.start;
+    args.stride = padded_atoms(atoms_of(op));
     args.count = codes.count;
     args.index = codes.index;
     args.value = codes.value;
     args.capacity = codes.capacity;
-    status = correlate(call, part.z, part.activation, part.z_stride, rows, b.start, &args.bias);
-    if (status.ok()) status = elastic ? descend(call, &args, rows) : pursue(call, &args, rows);
+    status = correlate(call, part, part.z, part.activation, part.z_stride, b.start, &args.bias);
+    if (status.ok()) status = elastic ? descend(call, part, args) : pursue(call, part, args);
     if (status.ok()) status = launch_edit(part, op.atoms, codes, call.device, call.stream);
   }
   return status;

@@ -1,6 +1,7 @@
-// The few things that the pursuit kernels ask of the machine: their place in the grid, collectives of a warp, a
-// block and a cluster, and loads. The same kernels are compiled a second time for the CPU, where a scheduler of
-// fibers stands in for these (tests/native/simt_host.h), so that their logic is tested without a GPU.
+// The few things that the pursuit kernels ask of the machine: their place in the grid, collectives of a warp,
+// a block and a cluster, and loads. The same kernels are compiled a second time for the CPU, where a
+// scheduler of fibers stands in for these (tests/native/simt_host.h), so that their logic is tested without a
+// GPU.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -63,13 +64,26 @@ DACO_DEVICE uint32_t warp_min(uint32_t x) { return __reduce_min_sync(0xffffffffu
 DACO_DEVICE uint32_t warp_ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
 DACO_DEVICE int count_bits(uint32_t x) { return __popc(x); }
 
-// Sixteen bytes into shared memory without passing through registers; the thread that asked may read them after
-// async_wait(), others after a barrier that follows it.
+// Sixteen bytes into shared memory without passing through registers; the thread that asked may read them
+// after async_wait(), others after a barrier that follows it.
 DACO_DEVICE void async_copy16(void* shared, const void* global) {
   const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 }
 DACO_DEVICE void async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Under programmatic dependent launch a block may be there before the kernel before it is done. Whatever that
+// kernel writes is there, and whatever it reads may be written, only after this; every thread passes it.
+DACO_DEVICE void after_previous() {
+#if __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
+}
+DACO_DEVICE void start_next() {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
 
 DACO_DEVICE unsigned char* dynamic_shared() {
   extern __shared__ __align__(128) unsigned char daco_dynamic_shared[];

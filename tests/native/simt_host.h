@@ -62,8 +62,8 @@ inline void wait_for(Wait what) {
   swapcontext(&self->context, &machine.scheduler);
 }
 
-// Lets go of every group of `size` fibers that all wait for `what`. A thread that has left while others of its
-// group wait would hang a GPU.
+// Lets go of every group of `size` fibers that all wait for `what`. A thread that has left while others of
+// its group wait would hang a GPU.
 inline bool release(Wait what, size_t size) {
   bool any = false;
   for (size_t first = 0; first < machine.fibers.size(); first += size) {
@@ -111,10 +111,17 @@ inline void launch(int64_t grid, int blocks, int threads, size_t shared_bytes, u
       f.context.uc_link = nullptr;
       makecontext(&f.context, enter, 0);
     }
-    for (;;) {
+    int favoured = 0;
+    for (unsigned turn = 0;;) {
       order.clear();
       for (size_t i = 0; i < count; ++i) {
         if (m.fibers[i].wait == Wait::kNone) order.push_back(i);
+      }
+      // A hasty block passes its own barriers while its peers have not moved.
+      const bool ready = std::any_of(order.begin(), order.end(),
+                                     [&](size_t i) { return m.fibers[i].block == favoured; });
+      if (!ready && !order.empty() && (release(Wait::kWarp, 32) || release(Wait::kBlock, static_cast<size_t>(threads)))) {
+        continue;
       }
       if (order.empty()) {
         const bool warp = release(Wait::kWarp, 32);
@@ -127,8 +134,14 @@ inline void launch(int64_t grid, int blocks, int threads, size_t shared_bytes, u
         std::fprintf(stderr, "threads wait at different barriers\n");
         std::abort();
       }
-      // Whole warps in turn, in any order, now and then from the middle: what hardware may do.
+      // A block, and in it some threads, run ahead as far as barriers let them, as they may on a GPU.
+      const auto hasty = static_cast<int>(draw() % static_cast<unsigned>(blocks));
       std::shuffle(order.begin(), order.end(), draw);
+      const auto others = std::stable_partition(order.begin(), order.end(),
+                                                [&](size_t i) { return m.fibers[i].block == favoured; });
+      if (turn++ % 256 == 0) favoured = hasty;
+      if (others != order.begin()) order.erase(others, order.end());
+      if (draw() % 4 == 0) order.resize(1 + draw() % order.size());
       for (const size_t i : order) {
         m.now = &m.fibers[i];
         threadIdx.x = static_cast<unsigned>(m.now->thread);
@@ -209,6 +222,8 @@ inline uint32_t warp_ballot(bool x) {
 }
 inline void async_copy16(void* shared, const void* global) { std::memcpy(shared, global, 16); }
 inline void async_wait() {}
+inline void after_previous() {}
+inline void start_next() {}
 inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
 
 }  // namespace daco::cuda
