@@ -12,8 +12,8 @@
 
 namespace daco::tensorrt {
 
-// Reads a collection that the ONNX parser, a user or a serialised engine made. The parser delivers integers as
-// int32 and floats as float; a program may give int64 and double just as well.
+// Reads a collection that the ONNX parser, a user or a serialised engine made. The parser delivers integers
+// as int32 and floats as float; a program may give int64 and double just as well.
 class FieldReader {
  public:
   FieldReader(const char* op, const nvinfer1::PluginFieldCollection* fields) : op_(op), fields_(fields) {}

@@ -30,8 +30,8 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
 
 // Live as long as the process: registries keep the pointers, and may outlast static destructors.
 nvinfer1::IPluginCreatorInterface* const* creators() {
-  static nvinfer1::IPluginCreatorInterface* const all[] = {
-      new Creator<SteerSae>, new Creator<SteerPursuit>, new Creator<SteerAffine>};
+  static nvinfer1::IPluginCreatorInterface* const all[] = {new Creator<SteerSae>, new Creator<SteerPursuit>,
+                                                           new Creator<SteerAffine>};
   return all;
 }
 

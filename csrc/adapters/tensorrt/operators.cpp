@@ -30,26 +30,22 @@ Status read_choice(const FieldReader& fields, const char* op, const char* name, 
 }  // namespace
 
 const Input Spec<SteerSae>::kInput[] = {
-    {"z", Kind::kActivation, false},       {"slots", Kind::kSlots, false},
-    {"enc", Kind::kWeight, false},         {"enc_bias", Kind::kFloat, false},
-    {"dec", Kind::kWeight, false},         {"threshold", Kind::kFloat, true},
-    {"gain", Kind::kFloat, false},         {"boost", Kind::kFloat, true},
-    {"undesirable", Kind::kFlag, false},   {"shift", Kind::kFloat, false},
-    {"limits", Kind::kFloat, false},       {"scales", Kind::kFloat, true},
+    {"z", Kind::kActivation, false},   {"slots", Kind::kSlots, false},  {"enc", Kind::kWeight, false},
+    {"enc_bias", Kind::kFloat, false}, {"dec", Kind::kWeight, false},   {"threshold", Kind::kFloat, true},
+    {"gain", Kind::kFloat, false},     {"boost", Kind::kFloat, true},   {"undesirable", Kind::kFlag, false},
+    {"shift", Kind::kFloat, false},    {"limits", Kind::kFloat, false}, {"scales", Kind::kFloat, true},
 };
 
 const Input Spec<SteerPursuit>::kInput[] = {
-    {"z", Kind::kActivation, false},       {"slots", Kind::kSlots, false},
-    {"analysis", Kind::kWeight, false},    {"bias", Kind::kFloat, false},
-    {"gram", Kind::kGram, true},           {"atoms", Kind::kWeight, false},
-    {"gain", Kind::kFloat, false},         {"boost", Kind::kFloat, true},
-    {"undesirable", Kind::kFlag, false},   {"shift", Kind::kFloat, false},
-    {"limits", Kind::kFloat, false},       {"scales", Kind::kFloat, true},
+    {"z", Kind::kActivation, false}, {"slots", Kind::kSlots, false},  {"analysis", Kind::kWeight, false},
+    {"bias", Kind::kFloat, false},   {"gram", Kind::kGram, true},     {"atoms", Kind::kWeight, false},
+    {"gain", Kind::kFloat, false},   {"boost", Kind::kFloat, true},   {"undesirable", Kind::kFlag, false},
+    {"shift", Kind::kFloat, false},  {"limits", Kind::kFloat, false}, {"scales", Kind::kFloat, true},
 };
 
 const Input Spec<SteerAffine>::kInput[] = {
-    {"z", Kind::kActivation, false}, {"slots", Kind::kSlots, false},  {"a", Kind::kWeight, false},
-    {"a_bias", Kind::kFloat, false}, {"b", Kind::kWeight, false},     {"shift", Kind::kFloat, false},
+    {"z", Kind::kActivation, false}, {"slots", Kind::kSlots, false}, {"a", Kind::kWeight, false},
+    {"a_bias", Kind::kFloat, false}, {"b", Kind::kWeight, false},    {"shift", Kind::kFloat, false},
     {"limits", Kind::kFloat, false},
 };
 
@@ -152,8 +148,7 @@ Status Layout::parse(const char* op, const std::string& names, const Input* cont
   if (out->places_.front() != 0)
     return make_status(Code::kInvalidArgument, "%s: attribute operands must begin with z", op);
   for (size_t i = 0; i < size; ++i)
-    if (!contract[i].optional &&
-        std::find(out->places_.begin(), out->places_.end(), i) == out->places_.end())
+    if (!contract[i].optional && std::find(out->places_.begin(), out->places_.end(), i) == out->places_.end())
       return make_status(Code::kInvalidArgument, "%s: attribute operands leaves out %s, which is required",
                          op, contract[i].name);
   return {};

@@ -166,11 +166,12 @@ Status Plugin<Op>::plan_for(const Op& op) {
     cuda::Plan reserved;
     DACO_TRY(cuda::plan(op, built_on_, &reserved));
     if (plan_.workspace_bytes > reserved.workspace_bytes)
-      return make_status(Code::kWorkspace,
-                         "%s: the engine was built on a device of compute %d with %d multiprocessors and this "
-                         "one (%d, %d) needs more workspace; build the engine again here",
-                         Spec<Op>::kName, built_on_.compute, built_on_.multiprocessors, running_on_.compute,
-                         running_on_.multiprocessors);
+      return make_status(
+          Code::kWorkspace,
+          "%s: the engine was built on a device of compute %d with %d multiprocessors and this "
+          "one (%d, %d) needs more workspace; build the engine again here",
+          Spec<Op>::kName, built_on_.compute, built_on_.multiprocessors, running_on_.compute,
+          running_on_.multiprocessors);
   }
   planned_for_ = op;
   planned_ = true;
@@ -324,8 +325,8 @@ int32_t Plugin<Op>::enqueue(Tensor const* in, Tensor const*, void const* const* 
 template <class Op>
 nvinfer1::IPluginV3* Plugin<Op>::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
   auto* made = static_cast<Plugin*>(clone());
-  // A context belongs to the device that is current now. A failure is told by the first shape change, which can
-  // refuse; this function cannot without losing the sentence.
+  // A context belongs to the device that is current now. A failure is told by the first shape change, which
+  // can refuse; this function cannot without losing the sentence.
   if (made != nullptr) made->device_status_ = cuda::properties(-1, &made->running_on_);
   return made;
 }
@@ -336,8 +337,8 @@ nvinfer1::PluginFieldCollection const* Plugin<Op>::getFieldsToSerialize() noexce
     fields_.clear();
     write(attributes_, &fields_);
     fields_.text("operands", layout_.names());
-    fields_.integers("device", {built_on_.compute, built_on_.multiprocessors, built_on_.shared_bytes,
-                                built_on_.l2_bytes});
+    fields_.integers(
+        "device", {built_on_.compute, built_on_.multiprocessors, built_on_.shared_bytes, built_on_.l2_bytes});
     return Status{};
   });
   return failed ? nullptr : fields_.collection();

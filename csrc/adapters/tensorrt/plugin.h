@@ -1,7 +1,7 @@
 // One steering operator as an IPluginV3: core, build and runtime capabilities in one object.
 //
-// The steering operands are inputs, constants of the network, and not fields: an engine then stores them once, a
-// refit replaces them, and swapping a policy needs no new plugin. Fields carry attributes alone.
+// The steering operands are inputs, constants of the network, and not fields: an engine then stores them
+// once, a refit replaces them, and swapping a policy needs no new plugin. Fields carry attributes alone.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -76,8 +76,8 @@ class Plugin final : public nvinfer1::IPluginV3,
 
   Op attributes_;
   Layout layout_;
-  int32_t inputs_ = 0;        // of the node, known once TensorRT has described them
-  cuda::Device built_on_{};   // compute 0: not known
+  int32_t inputs_ = 0;       // of the node, known once TensorRT has described them
+  cuda::Device built_on_{};  // compute 0: not known
   cuda::Device running_on_{};
   Status device_status_{};
   bool planned_ = false;

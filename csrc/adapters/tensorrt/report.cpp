@@ -7,12 +7,14 @@
 #include <cstdio>
 
 namespace daco::tensorrt {
-namespace {
 
 // The plugin interfaces are the same in TensorRT 10 and 11. These two are not: 11 gave them a base class, so
-// that their functions moved to other places of the virtual table. A library that runs in both has to know which it
-// was handed; it calls through these mirrors, never through the headers' own classes.
-constexpr int32_t kError = static_cast<int32_t>(nvinfer1::ILogger::Severity::kERROR);
+// that their functions moved to other places of the virtual table. A library that runs in both has to know
+// which it was handed; it calls through these mirrors, never through the headers' own classes.
+//
+// They have a named namespace: of an unnamed one the compiler knows every class, sees none that implements
+// these, and makes each call a call of a pure virtual function.
+namespace mirror {
 
 struct Logger10 {
   virtual void log(int32_t severity, const char* message) noexcept = 0;
@@ -32,6 +34,14 @@ struct Logger11 : nvinfer1::IVersionedInterface {
 struct Finder11 : nvinfer1::IVersionedInterface {
   virtual Logger11* findLogger() = 0;
 };
+
+}  // namespace mirror
+
+namespace {
+
+using namespace mirror;
+
+constexpr int32_t kError = static_cast<int32_t>(nvinfer1::ILogger::Severity::kERROR);
 
 int major_of(int32_t (*version)()) {
   const int32_t v = version();
@@ -80,8 +90,7 @@ bool told(const char* message) {
 }  // namespace
 
 void set_logger_finder(void* finder) noexcept {
-  if (finder != nullptr)
-    of_process.major.store(major_version_behind(finder), std::memory_order_relaxed);
+  if (finder != nullptr) of_process.major.store(major_version_behind(finder), std::memory_order_relaxed);
   of_process.object.store(finder, std::memory_order_release);
 }
 

@@ -14,8 +14,8 @@ namespace daco::tensorrt {
 // What entry points answer when they refuse; TensorRT takes every number but 0 for a failure.
 constexpr int32_t kRefused = -1;
 
-// Keeps the nvinfer1::ILoggerFinder that TensorRT hands over when it loads the library; null forgets it. Untyped,
-// because that class is not the same in all versions that may load this library.
+// Keeps the nvinfer1::ILoggerFinder that TensorRT hands over when it loads the library; null forgets it.
+// Untyped, because that class is not the same in all versions that may load this library.
 void set_logger_finder(void* finder) noexcept;
 
 // To the logger of the calling context, or to stderr where there is none: a refusal is never silent.

@@ -71,8 +71,7 @@ class Library {
   explicit Library(const char* path) : handle_(dlopen(path, RTLD_NOW | RTLD_LOCAL)) {
     if (handle_ == nullptr) throw std::runtime_error(dlerror());
     set_finder = reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(handle_, "setLoggerFinder"));
-    auto get =
-        reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(handle_, "getCreators"));
+    auto get = reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(handle_, "getCreators"));
     if (set_finder == nullptr || get == nullptr) throw std::runtime_error("a symbol is missing");
     finder.logger = &logger;
     set_finder(&finder);
@@ -243,7 +242,8 @@ struct Driven {
     std::vector<DimsExprs> in_dims(inputs.size()), out_dims(static_cast<size_t>(results));
     for (size_t i = 0; i < inputs.size(); ++i) {
       in_dims[i].nbDims = static_cast<int32_t>(inputs[i].sizes.size());
-      for (size_t j = 0; j < inputs[i].sizes.size(); ++j) in_dims[i].d[j] = builder.constant(inputs[i].sizes[j]);
+      for (size_t j = 0; j < inputs[i].sizes.size(); ++j)
+        in_dims[i].d[j] = builder.constant(inputs[i].sizes[j]);
     }
     if (b->getOutputShapes(in_dims.data(), count, nullptr, 0, out_dims.data(), results, builder) != 0)
       return "getOutputShapes";

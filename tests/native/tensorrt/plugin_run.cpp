@@ -1,8 +1,8 @@
 // Runs one node on the GPU as an engine would: fields and inputs from a folder, outputs into it. Outputs and
 // workspace hold garbage before, and a captured graph is replayed, which must give the same bits.
 // usage: plugin_run LIBRARY FOLDER
-// FOLDER/node.txt has a line each: `op NAME`, `text NAME VALUE`, `int NAME VALUE`, `floats NAME COUNT VALUES…`,
-// `input TYPE RANK SIZES…` with the data of the n-th in n.in. The n-th output is written to n.out.
+// FOLDER/node.txt has a line each: `op NAME`, `text NAME VALUE`, `int NAME VALUE`, `floats NAME COUNT
+// VALUES…`, `input TYPE RANK SIZES…` with the data of the n-th in n.in. The n-th output is written to n.out.
 // Exit code 3: no GPU.
 #include <cuda_runtime_api.h>
 
@@ -22,8 +22,7 @@ using namespace host;  // NOLINT: the names of a small program
 constexpr unsigned char kPoison = 0xcd;
 
 void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
 DataType type_named(const std::string& name) {

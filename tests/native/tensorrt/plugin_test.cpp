@@ -48,9 +48,15 @@ Fields pursuit_fields(const char* operands = nullptr) {
 constexpr const char* kCompact = "z,slots,analysis,bias,gram,atoms,gain,undesirable,shift,limits";
 
 std::vector<Shape> compact_pursuit_inputs(DataType z, DataType weight, DataType gram) {
-  return {{z, {kB, kS, kD}},          {DataType::kINT32, {kB, kS}},   {weight, {kM, kD}},
-          {DataType::kFLOAT, {kM}},   {gram, {kM, kM}},               {weight, {kM, kD}},
-          {DataType::kFLOAT, {kP, kM}}, {DataType::kBOOL, {kP, kM}}, {DataType::kFLOAT, {kP, kD}},
+  return {{z, {kB, kS, kD}},
+          {DataType::kINT32, {kB, kS}},
+          {weight, {kM, kD}},
+          {DataType::kFLOAT, {kM}},
+          {gram, {kM, kM}},
+          {weight, {kM, kD}},
+          {DataType::kFLOAT, {kP, kM}},
+          {DataType::kBOOL, {kP, kM}},
+          {DataType::kFLOAT, {kP, kD}},
           {DataType::kFLOAT, {kP, 4}}};
 }
 
@@ -61,12 +67,9 @@ Fields affine_fields() {
 }
 
 std::vector<Shape> affine_inputs(DataType z, DataType weight) {
-  return {{z, {kB, kS, kD}},
-          {DataType::kINT32, {kB, kS}},
-          {weight, {kP, kR, kD}},
-          {DataType::kFLOAT, {kP, kR}},
-          {weight, {kP, kD, kR}},
-          {DataType::kFLOAT, {kP, kD}},
+  return {{z, {kB, kS, kD}},          {DataType::kINT32, {kB, kS}},
+          {weight, {kP, kR, kD}},     {DataType::kFLOAT, {kP, kR}},
+          {weight, {kP, kD, kR}},     {DataType::kFLOAT, {kP, kD}},
           {DataType::kFLOAT, {kP, 4}}};
 }
 
@@ -151,7 +154,8 @@ TEST(affine_lives) {
 
 bool refused(const char* op, Fields fields, const char* sentence) {
   library->logger.said.clear();
-  const bool none = library->creator(op)->createPlugin("n", fields.collection(), TensorRTPhase::kBUILD) == nullptr;
+  const bool none =
+      library->creator(op)->createPlugin("n", fields.collection(), TensorRTPhase::kBUILD) == nullptr;
   if (!library->logger.heard(sentence))
     check::fail(__FILE__, __LINE__, "said '" + library->logger.last() + "', not '" + sentence + "'");
   return none;
