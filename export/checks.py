@@ -71,7 +71,15 @@ class Rows:
 
 def evaluate(pack: Pack, block: int, z: NDArray, slots: NDArray) -> Rows:
     """Work out what the float64 reference permits for each row."""
-    outcomes = Outcomes(pack.operands(block), coder=pack.coder, k=pack.k, sign=pack.sign, tol=pack.tol)
+    outcomes = Outcomes(
+        pack.operands(block),
+        coder=pack.coder,
+        k=pack.k,
+        sign=pack.sign,
+        tol=pack.tol,
+        tau=pack.tau,
+        alpha=pack.alpha,
+    )
     return Rows(z, slots, [outcomes(row, int(slot)) for row, slot in zip(z, slots, strict=True)])
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from daco_rt.ops import quantise
+
 DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 # How far z' may be from the float64 result, relative to ‖z‖: rounding of the output, and fp32 arithmetic.
 TOLERANCE = {"fp32": 2e-5, "fp16": 1e-3, "bf16": 8e-3}
@@ -24,17 +26,23 @@ def steer_case(
 ) -> dict[str, Any]:
     """Operands by name, as NumPy arrays, for ``"sae"`` or ``"pursuit"``; 5 policies, all slots used.
 
+    ``weight`` is one of DTYPES or "int8", whose scales are an operand too.
     Policy 2 removes, 3 rescales with a boost, a deadband and norm keeping, 4 shifts under a dose cap.
     """
     rng = np.random.default_rng(seed)
     atoms = rng.standard_normal((m, d))
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
-    atoms = atoms.astype(DTYPES[weight])
+    if weight == "int8":
+        atoms, scale = quantise(atoms)
+        meant = atoms * scale[:, None].astype(np.float64)
+    else:
+        atoms = atoms.astype(DTYPES[weight])
+        meant = atoms.astype(np.float64)
     count = int(np.prod(rows))
     codes = np.zeros((count, m))
     for row in codes:
         row[rng.choice(m, 6, replace=False)] = rng.uniform(1, 3, 6)
-    z = codes @ atoms.astype(np.float64) + 0.05 * rng.standard_normal((count, d))
+    z = codes @ meant + 0.05 * rng.standard_normal((count, d))
     gain = np.ones((5, m), np.float32)
     gain[2, ::2] = 0.0
     gain[3] = rng.uniform(0, 2, m)
@@ -54,6 +62,8 @@ def steer_case(
         "shift": shift,
         "limits": limits,
     }
+    if weight == "int8":
+        shared["scales"] = np.stack([scale, scale])
     data = {
         "z": z.astype(DTYPES[activation]).reshape(*rows, d),
         "slots": np.resize(np.array([2, 3, 4, 1, 0], np.int32), count).reshape(rows),

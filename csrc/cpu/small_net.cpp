@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kQuickSweeps = 24;        // before the linear system is tried
 constexpr double kQuickStep = 100;      // or until steps are this many times the tolerance
+constexpr double kLastStep = 0.1;        // share of the tolerance at which sweeps alone are done
 constexpr double kEntering = 1e-2;      // share of the tolerance from which on a code at zero must leave it
 constexpr double kBrokenPivot = 1e-10;  // of the diagonal entry: the atoms are dependent
 constexpr int64_t kRounds = 4 * kSmallSolve;
@@ -122,12 +123,14 @@ bool SmallNet::solve_support() {
 }
 
 void SmallNet::solve() {
-  for (int i = 0; i < kQuickSweeps; ++i) {
-    if (sweep() <= kQuickStep * tolerance) break;
-  }
-  if (solve_support()) return;
-  for (int i = 0; i < kNetSweeps; ++i) {
-    if (sweep() <= 0.1 * tolerance) return;
+  // Where the system is given up, sweeps bring the support nearer to the right one before it is tried again.
+  for (int done = 0, batch = kQuickSweeps; done < kNetSweeps; done += batch, batch *= 2) {
+    double longest = 0;
+    for (int i = 0; i < batch; ++i) {
+      longest = sweep();
+      if (longest <= (done == 0 ? kQuickStep : kLastStep) * tolerance) break;
+    }
+    if (solve_support() || longest <= kLastStep * tolerance) return;
   }
 }
 

@@ -12,7 +12,7 @@ namespace daco {
 namespace cpu {
 
 constexpr int64_t kSmallNet = 512;    // most atoms of the table
-constexpr int64_t kSmallSolve = 128;  // most non-zero codes that are solved for at once
+constexpr int64_t kSmallSolve = 256;  // most non-zero codes that are solved for at once
 constexpr int kNetSweeps = 1000;      // most sweeps of one descent
 
 // The minimiser along one coordinate, times its curvature.

@@ -85,6 +85,10 @@ TEST(refuses_bad_sizes_by_name) {
     o.coder = PursuitCoder::kElasticNet;
     o.tau = 2.f;
   });
+  refuses(a.pursuit(), "alpha", [](SteerPursuit& o) {
+    o.coder = PursuitCoder::kElasticNet;
+    o.alpha = 0.f;
+  });
 }
 
 TEST(refuses_bad_pointers_by_name) {
@@ -124,14 +128,61 @@ TEST(says_what_is_unsupported) {
   Accepted a;
   Plan plan;
   SteerSae sae = a.sae();
-  sae.weight = DType::kI8;
-  CHECK_STATUS(cpu::plan(sae, 1, &plan), Code::kUnsupported, "int8");
+  sae.scales = a.operands.bias.data();
   sae.weight = DType::kF8E4M3;
-  CHECK_STATUS(cpu::plan(sae, 1, &plan), Code::kUnsupported, "fp8_e4m3");
+  CHECK_STATUS(cpu::plan(sae, 1, &plan), Code::kUnsupported,
+               "SteerSae: weights: fp8_e4m3 has kernels on CUDA only; on the CPU quantise to int8");
+  CHECK_STATUS(cpu::steer(sae, plan, nullptr, Executor::serial()), Code::kUnsupported, "fp8_e4m3");
   SteerPursuit pursuit = a.pursuit();
-  pursuit.coder = PursuitCoder::kElasticNet;
-  CHECK_STATUS(cpu::plan(pursuit, 1, &plan), Code::kUnsupported, "elastic_net");
-  CHECK_STATUS(cpu::steer(pursuit, plan, nullptr, Executor::serial()), Code::kUnsupported, "elastic_net");
+  pursuit.weight = DType::kF8E4M3;
+  CHECK_STATUS(cpu::plan(pursuit, 1, &plan), Code::kUnsupported, "fp8_e4m3");
+}
+
+TEST(quantised_weights_need_scales) {
+  Accepted a;
+  SteerSae sae = a.operands.quantise(a.sae());
+  CHECK_OK(validate(sae));
+  refuses(sae, "SteerSae: scales: expected a buffer", [](SteerSae& o) { o.scales = nullptr; });
+  SteerPursuit pursuit = a.operands.quantise(a.pursuit());
+  CHECK_OK(validate(pursuit));
+  refuses(pursuit, "SteerPursuit: scales: expected a buffer", [](SteerPursuit& o) { o.scales = nullptr; });
+  SteerSae none = a.sae(SaeCoder::kNone);
+  none.weight = DType::kF8E4M3;  // coder none reads no matrix, of whatever type
+  CHECK_OK(validate(none));
+  Plan plan;
+  CHECK_OK(cpu::plan(none, 1, &plan));
+}
+
+TEST(refuses_bad_affine_calls_by_name) {
+  problem::AffineOperands operands(6, 17, 3);
+  std::vector<float> out(6 * 17), doses(12);
+  SteerAffine op = operands.op(AffinePhi::kClamp);
+  op.out = out.data();
+  op.doses = doses.data();
+  CHECK_OK(validate(op));
+  refuses(op, "SteerAffine: a: expected [P, r, d] with a rank r of at least 1, got 0",
+          [](SteerAffine& o) { o.atoms = 0; });
+  refuses(op, "SteerAffine: clamp: expected low <= high, got [1, 0.5]", [](SteerAffine& o) { o.low = 1.f; });
+  refuses(op, "clamp", [](SteerAffine& o) { o.high = NAN; });
+  refuses(op, "phi", [](SteerAffine& o) { o.phi = static_cast<AffinePhi>(3); });
+  refuses(op, "k_out", [](SteerAffine& o) { o.k_out = 1; });
+  refuses(op, "a: expected fp32, fp16 or bf16, got int8", [](SteerAffine& o) { o.weight = DType::kI8; });
+  refuses(op, "scales: expected none", [&](SteerAffine& o) { o.scales = operands.shift.data(); });
+  refuses(op, "policies P", [](SteerAffine& o) { o.policies = 1; });
+  refuses(op, "a: expected a buffer", [](SteerAffine& o) { o.a = nullptr; });
+  refuses(op, "a_bias", [](SteerAffine& o) { o.a_bias = nullptr; });
+  refuses(op, "b: expected a buffer", [](SteerAffine& o) { o.b = nullptr; });
+  refuses(op, "shift", [](SteerAffine& o) { o.shift = nullptr; });
+  refuses(op, "limits", [](SteerAffine& o) { o.limits = nullptr; });
+  refuses(op, "partial overlap", [&](SteerAffine& o) { o.out = operands.z.data() + 1; });
+  op.phi = AffinePhi::kRelu;
+  op.low = NAN;  // read by clamp only
+  CHECK_OK(validate(op));
+  AffinePhi phi;
+  for (const char* name : {"identity", "relu", "clamp"}) {
+    CHECK(parse(name, &phi) && std::strcmp(name_of(phi), name) == 0);
+  }
+  CHECK(!parse("tanh", &phi));
 }
 
 TEST(plans_without_pointers_what_runs_with_them) {
@@ -228,13 +279,17 @@ TEST(truncates_long_messages) {
 TEST(build_gram_refuses_by_name) {
   float x = 0;
   const Executor serial = Executor::serial();
-  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kF32, 0, 1, &x, DType::kF32, serial), Code::kInvalidArgument,
-               "[m, d]");
-  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kF32, 1, 1, &x, DType::kBF16, serial), Code::kInvalidArgument,
-               "gram");
-  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kI8, 1, 1, &x, DType::kF32, serial), Code::kUnsupported,
-               "int8");
-  CHECK_STATUS(cpu::build_gram(nullptr, &x, DType::kF32, 1, 1, &x, DType::kF32, serial),
+  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kF32, nullptr, 0, 1, &x, DType::kF32, serial),
+               Code::kInvalidArgument, "[m, d]");
+  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kF32, nullptr, 1, 1, &x, DType::kBF16, serial),
+               Code::kInvalidArgument, "gram");
+  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kI8, nullptr, 1, 1, &x, DType::kF32, serial),
+               Code::kInvalidArgument, "scales: expected [2, m] with int8 weights");
+  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kF32, &x, 1, 1, &x, DType::kF32, serial),
+               Code::kInvalidArgument, "scales: expected none");
+  CHECK_STATUS(cpu::build_gram(&x, &x, DType::kF8E4M3, &x, 1, 1, &x, DType::kF32, serial), Code::kUnsupported,
+               "fp8_e4m3");
+  CHECK_STATUS(cpu::build_gram(nullptr, &x, DType::kF32, nullptr, 1, 1, &x, DType::kF32, serial),
                Code::kInvalidArgument, "analysis");
 }
 

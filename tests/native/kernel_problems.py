@@ -10,10 +10,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from daco_rt.ops import reference
+from daco_rt.ops import quantise, reference
 
 BF16 = ml_dtypes.bfloat16
 DTYPES: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": BF16}
+WEIGHTS: dict[str, Any] = {**DTYPES, "int8": np.int8}
 EPS32 = float(np.finfo(np.float32).eps)
 POLICIES = 6
 Array = NDArray[Any]
@@ -21,7 +22,10 @@ Array = NDArray[Any]
 
 @dataclass
 class Problem:
-    """Operands of one call; ``policy`` holds the keyword arguments that both operators share."""
+    """Operands of one call; ``policy`` holds the keyword arguments that both operators share.
+
+    ``enc`` and ``dec`` are the matrices as they are meant: in float64 where ``stored`` holds int8 ones.
+    """
 
     z: Array
     slots: Array
@@ -30,6 +34,8 @@ class Problem:
     dec: Array
     threshold: Array
     policy: dict[str, Array]
+    stored: tuple[Array, Array]  # the two matrices as the kernels take them
+    scales: Array | None = None  # [2, m] of int8 ones
 
     @property
     def coded(self) -> list[int]:
@@ -51,14 +57,14 @@ def random_problem(
     if atoms > 5:
         dec[5] = dec[1]
         dec[3] = 0.0
-    dec = dec.astype(weight)
+    stored_dec, dec, dec_scale = _store(dec, weight)
     bias = 0.05 * rng.normal(size=atoms)
     if atoms > 5:
         bias[5] = bias[1]
-    enc = dec
+    stored_enc, enc, enc_scale = stored_dec, dec, dec_scale
     if metric:
         root = np.eye(dim) + 0.3 * rng.normal(size=(dim, dim)) / np.sqrt(dim)
-        enc = (dec.astype(np.float64) @ (root @ root.T)).astype(weight)
+        stored_enc, enc, enc_scale = _store(dec.astype(np.float64) @ (root @ root.T), weight)
 
     weights = (rng.random((rows, atoms)) < 4 / atoms) * rng.uniform(1, 5, size=(rows, atoms))
     z = (weights @ dec.astype(np.float64) + 0.2 * rng.normal(size=(rows, dim))).astype(activation)
@@ -90,7 +96,18 @@ def random_problem(
         "limits": limits.astype(np.float32),
     }
     threshold = np.abs(0.3 * rng.normal(size=atoms)).astype(np.float32)
-    return Problem(z, slots, enc, bias.astype(np.float32), dec, threshold, policy)
+    scales = None if dec_scale is None else np.stack([enc_scale, dec_scale])
+    stored = stored_enc, stored_dec
+    return Problem(z, slots, enc, bias.astype(np.float32), dec, threshold, policy, stored, scales)
+
+
+def _store(matrix: Array, weight: Any) -> tuple[Array, Array, Array | None]:
+    """Return a matrix as it is stored, as it is meant, and its scales [m] if it is int8."""
+    if weight is not np.int8:
+        rounded = matrix.astype(weight)
+        return rounded, rounded, None
+    q, scale = quantise(matrix)
+    return q, q.astype(np.float64) * scale[:, None].astype(np.float64), scale
 
 
 def same_bits(a: Array, b: Array) -> bool:

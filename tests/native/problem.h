@@ -79,6 +79,8 @@ struct Operands {
   std::vector<float> z, atoms, bias, threshold, gain, boost, shift, limits, gram;
   std::vector<uint8_t> undesirable;
   std::vector<int32_t> slots;
+  std::vector<int8_t> quantised;  // atoms = scales * quantised, both filled by quantise()
+  std::vector<float> scales;      // [2, m]
 
   explicit Operands(Shape s, unsigned seed = 1) : shape(s) {
     std::mt19937 engine(seed);
@@ -154,10 +156,83 @@ struct Operands {
     op.bias = bias.data();
     if (with_gram) {
       gram.resize(static_cast<size_t>(shape.atoms * shape.atoms));
-      CHECK_OK(daco::cpu::build_gram(op.analysis, op.atoms, daco::DType::kF32, shape.atoms, shape.dim,
-                                     gram.data(), daco::DType::kF32, daco::Executor::serial()));
+      CHECK_OK(daco::cpu::build_gram(op.analysis, op.atoms, daco::DType::kF32, nullptr, shape.atoms,
+                                     shape.dim, gram.data(), daco::DType::kF32, daco::Executor::serial()));
       op.gram = gram.data();
     }
+    return op;
+  }
+
+  // The same with int8 weights.
+  daco::SteerSae quantise(daco::SteerSae op) {
+    quantise();
+    op.enc = op.dec = quantised.data();
+    op.weight = daco::DType::kI8;
+    op.scales = scales.data();
+    return op;
+  }
+  daco::SteerPursuit quantise(daco::SteerPursuit op) {
+    quantise();
+    op.analysis = op.atoms = quantised.data();
+    op.weight = daco::DType::kI8;
+    op.scales = scales.data();
+    return op;
+  }
+  void quantise() {
+    const int64_t m = shape.atoms, d = shape.dim;
+    quantised.resize(atoms.size());
+    scales.resize(static_cast<size_t>(2 * m));
+    for (int64_t i = 0; i < m; ++i) {
+      float largest = 0;
+      for (int64_t c = 0; c < d; ++c) largest = std::max(largest, std::fabs(atoms[i * d + c]));
+      const float scale = largest > 0 ? largest / 127 : 1.f;
+      scales[i] = scales[m + i] = scale;
+      for (int64_t c = 0; c < d; ++c) {
+        quantised[i * d + c] = static_cast<int8_t>(std::nearbyint(atoms[i * d + c] / scale));
+      }
+    }
+  }
+};
+
+// Operands of affine edits of rank r with three policies beside off and observe.
+struct AffineOperands {
+  int64_t rows, dim, rank;
+  std::vector<float> z, a, a_bias, b, shift, limits;
+  std::vector<int32_t> slots;
+
+  AffineOperands(int64_t rows, int64_t dim, int64_t rank, unsigned seed = 1)
+      : rows(rows), dim(dim), rank(rank) {
+    std::mt19937 engine(seed);
+    std::normal_distribution<float> normal;
+    const auto fill = [&](std::vector<float>* v, int64_t n, float scale) {
+      v->resize(static_cast<size_t>(n));
+      for (float& x : *v) x = normal(engine) * scale;
+    };
+    fill(&z, rows * dim, 2.f);
+    fill(&a, 5 * rank * dim, 0.3f);
+    fill(&a_bias, 5 * rank, 0.2f);
+    fill(&b, 5 * dim * rank, 0.3f);
+    fill(&shift, 5 * dim, 0.1f);
+    limits = {0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0.2f, 0, 0, 0, 0, 1, 0};  // the deadband means nothing
+    for (int64_t t = 0; t < rows; ++t) slots.push_back(static_cast<int32_t>(t % 5));
+  }
+
+  daco::SteerAffine op(daco::AffinePhi phi) {
+    daco::SteerAffine op;
+    op.rows = rows;
+    op.dim = op.z_stride = op.out_stride = dim;
+    op.atoms = rank;
+    op.policies = 5;
+    op.z = z.data();
+    op.slots = slots.data();
+    op.shift = shift.data();
+    op.limits = limits.data();
+    op.phi = phi;
+    op.low = -0.1f;
+    op.high = 0.5f;
+    op.a = a.data();
+    op.a_bias = a_bias.data();
+    op.b = b.data();
     return op;
   }
 };

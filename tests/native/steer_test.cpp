@@ -18,13 +18,20 @@ const PursuitSign kSigns[] = {PursuitSign::kPositive, PursuitSign::kSigned, Purs
 // Calls f(op) for every operator, coder and sign over these operands.
 template <class F>
 void for_each_op(Operands& operands, F&& f) {
-  for (SaeCoder coder : kCoders) f(operands.sae(coder));
+  for (SaeCoder coder : kCoders) {
+    f(operands.sae(coder));
+    f(operands.quantise(operands.sae(coder)));
+  }
   for (PursuitSign sign : kSigns) {
     for (bool with_gram : {true, false}) {
       SteerPursuit op = operands.pursuit(sign, with_gram);
       f(op);
+      f(operands.quantise(op));
       op.tol = 0.5f;
       f(op);
+      op.coder = PursuitCoder::kElasticNet;
+      f(op);
+      f(operands.quantise(op));
     }
   }
 }
@@ -146,6 +153,8 @@ TEST(weights_are_not_touched_when_no_row_needs_a_code) {
     SteerPursuit op = operands.pursuit(PursuitSign::kPositive, false);
     op.analysis = op.atoms = op.gram = wall.data();
     problem::run(op, isa, 1);
+    op.coder = PursuitCoder::kElasticNet;
+    problem::run(op, isa, 1);
   }
 }
 
@@ -242,9 +251,9 @@ TEST(the_gram_matrix_of_a_dictionary_is_symmetric_to_the_bit) {
     for (DType t : {DType::kF32, DType::kF16}) {
       problem::Fenced gram(150 * 150 * size_of(t), 0xff), again(150 * 150 * size_of(t), 0x00);
       problem::Threads pool{3};
-      CHECK_OK(cpu::build_gram(operands.atoms.data(), operands.atoms.data(), DType::kF32, 150, 77,
+      CHECK_OK(cpu::build_gram(operands.atoms.data(), operands.atoms.data(), DType::kF32, nullptr, 150, 77,
                                gram.as<>(), t, Executor::serial(), isa));
-      CHECK_OK(cpu::build_gram(operands.atoms.data(), operands.atoms.data(), DType::kF32, 150, 77,
+      CHECK_OK(cpu::build_gram(operands.atoms.data(), operands.atoms.data(), DType::kF32, nullptr, 150, 77,
                                again.as<>(), t, pool.executor(), isa));
       CHECK(std::memcmp(gram.as<>(), again.as<>(), gram.bytes()) == 0);
       const size_t size = size_of(t);

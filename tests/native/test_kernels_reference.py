@@ -15,7 +15,7 @@ import os
 import kernel_problems as problems
 import numpy as np
 import pytest
-from kernel_problems import BF16, DTYPES, EPS32, POLICIES, same_bits
+from kernel_problems import BF16, DTYPES, EPS32, POLICIES, WEIGHTS, same_bits
 
 from daco_rt import _native
 from daco_rt.errors import DacoError
@@ -49,7 +49,7 @@ def isa(request):
 def draw(seed: str, metric: bool = False):
     """Yield (rng, problem, k) for every pair of dtypes and a few sizes, the same on every run."""
     rng = np.random.default_rng(list(seed.encode()))
-    for weight, activation in itertools.product(DTYPES.values(), DTYPES.values()):
+    for weight, activation in itertools.product(WEIGHTS.values(), DTYPES.values()):
         for sample in range(SAMPLES):
             rows = int(rng.choice(ROWS)) if sample else 17
             atoms, dim = int(rng.choice(ATOMS)), int(rng.choice(DIMS))
@@ -124,8 +124,8 @@ def test_sae(isa, coder):
 
         def call(threads, problem=problem, k=k, k_out=k_out, threshold=threshold):
             return kernels.steer_sae(
-                problem.z, problem.slots, problem.enc, problem.bias, problem.dec, threshold=threshold,
-                **problem.policy, coder=coder, k=k, k_out=k_out, isa=isa, threads=threads,
+                problem.z, problem.slots, problem.stored[0], problem.bias, problem.stored[1],
+                threshold=threshold, scales=problem.scales, **problem.policy, coder=coder, k=k, k_out=k_out, isa=isa, threads=threads,
             )  # fmt: skip
 
         out = run_all_ways(call, problem)
@@ -190,12 +190,12 @@ def test_pursuit(isa, metric, sign, gram_dtype):
     for _, problem, k in draw(f"pursuit {sign} {gram_dtype} {metric}", metric):
         gram = None
         if gram_dtype is not None:
-            gram = kernels.build_gram(problem.enc, problem.dec, gram_dtype, isa=isa)
+            gram = kernels.build_gram(*problem.stored, gram_dtype, scales=problem.scales, isa=isa)
 
         def call(threads, problem=problem, k=k, gram=gram):
             return kernels.steer_pursuit(
-                problem.z, problem.slots, problem.enc, problem.bias, problem.dec, gram=gram,
-                **problem.policy, k=k, sign=sign, k_out=k, isa=isa, threads=threads,
+                problem.z, problem.slots, problem.stored[0], problem.bias, problem.stored[1], gram=gram,
+                scales=problem.scales, **problem.policy, k=k, sign=sign, k_out=k, isa=isa, threads=threads,
             )  # fmt: skip
 
         out = run_all_ways(call, problem)
@@ -245,7 +245,8 @@ def test_a_tolerance_stops_the_pursuit(isa, sign, gram):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["gram32", "gram16"])
 def test_build_gram(isa, dtype):
     for rng, problem, _ in draw(f"gram {dtype}", metric=True):
-        got = kernels.build_gram(problem.enc, problem.dec, dtype, isa=isa, threads=int(rng.integers(1, 4)))
+        threads = int(rng.integers(1, 4))
+        got = kernels.build_gram(*problem.stored, dtype, scales=problem.scales, isa=isa, threads=threads)
         size = np.abs(problem.enc.astype(np.float64)) @ np.abs(problem.dec.astype(np.float64)).T
         exact = problems.Gram(problem).matrix
         bound = 4 * EPS32 * size + (2.0**-11 * np.abs(exact) + 2.0**-25 if dtype is np.float16 else 0)

@@ -19,6 +19,7 @@ ELEMENT = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
+    "int8": TensorProto.INT8,
     "int32": TensorProto.INT32,
     "bool": TensorProto.BOOL,
 }
@@ -111,12 +112,11 @@ def run(s: ort.InferenceSession, case: dict) -> list[np.ndarray]:
 
 def expected(op: str, case: dict, **attributes):
     options = {**ATTRIBUTES[op], **attributes}
-    options.pop("tau", None), options.pop("alpha", None)
     return getattr(reference, f"steer_{op}")(**case, **options)
 
 
 @pytest.mark.parametrize("activation", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("weight", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("weight", ["fp32", "fp16", "bf16", "int8"])
 @pytest.mark.parametrize("op", INPUTS)
 def test_equals_reference(op, weight, activation):
     case = steer_case(op, activation=activation, weight=weight, rows=(2, 5))
@@ -129,6 +129,23 @@ def test_other_coders(coder):
     case = steer_case("sae", rows=(2, 5))
     got = run(session(make_model("sae", case, coder=coder)), case)
     assert_steered(got, expected("sae", case, coder=coder), case["z"], "fp32")
+
+
+@pytest.mark.parametrize("weight", ["fp32", "int8"])
+@pytest.mark.parametrize("sign", ["positive", "signed"])
+def test_elastic_net(sign, weight):
+    case = steer_case("pursuit", weight=weight, rows=(2, 5))
+    options = {"coder": "elastic_net", "k": 1, "sign": sign, "tau": 0.8, "alpha": 0.1}
+    options = {name: float(np.float32(x)) if isinstance(x, float) else x for name, x in options.items()}
+    got = run(session(make_model("pursuit", case, **options)), case)
+    assert_steered(got, expected("pursuit", case, **options), case["z"], "fp32")
+
+
+def test_quantised_weights_come_with_scales():
+    case = steer_case("sae", weight="int8")
+    del case["scales"]
+    with pytest.raises(Exception, match=r"steer_sae: scales must be given with int8 weights, shape \(2, m\)"):
+        run(session(make_model("sae", case, rank=2)), case)
 
 
 @pytest.mark.parametrize("gram", ["float32", "float16", "fed", "none"])
@@ -273,7 +290,11 @@ def test_bad_attributes_fail_when_the_session_is_built(op, attributes, message):
             r"gain must have shape \(P, m\) with m=80, got",
         ),
         ("sae", {"dec": np.ones((80, 48), np.float16)}, "dec must be fp32 like enc, got float16"),
-        ("sae", {"enc": np.ones((80, 48), np.int32)}, "enc must be fp32, fp16 or bf16, got int32"),
+        (
+            "sae",
+            {"enc": np.ones((80, 48), np.int32)},
+            r"enc must be fp32, fp16, bf16, int8 or fp8 \(e4m3\), got",
+        ),
         ("pursuit", {"bias": np.ones(4, np.float32)}, r"bias must have shape \(m,\) with m=80, got \(4,\)"),
         ("pursuit", {"gram": np.ones((80, 8), np.float32)}, r"gram must have shape \(m, m\) with m=80"),
     ],

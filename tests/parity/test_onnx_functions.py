@@ -9,9 +9,9 @@ import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from daco_rt.errors import DacoError, UnsupportedError
-from daco_rt.ops import reference
-from daco_rt.ops.onnx_functions import function_refusal, has_function, steer_function
+from daco_rt.errors import DacoError
+from daco_rt.ops import quantise, reference
+from daco_rt.ops.onnx_functions import steer_function
 from daco_rt.ops.outcomes import Outcomes
 
 BIG = {
@@ -30,11 +30,14 @@ def operands_for(op_type, coder, *, d, m, policies, weight, rng, boost=True):
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     unit[m // 2] = unit[m // 3]  # a duplicate atom
     names = BIG[op_type]
-    first = (unit * rng.uniform(0.5, 1.5, (m, 1))).astype(NUMPY[weight])
-    second = (
-        first if op_type == "SteerPursuit" else (unit + 0.1 * rng.normal(size=(m, d))).astype(NUMPY[weight])
-    )
+    exact = unit * rng.uniform(0.5, 1.5, (m, 1))
+    first, first_scale = store(exact, weight)
+    second, second_scale = first, first_scale
+    if op_type == "SteerSae":
+        second, second_scale = store(unit + 0.1 * rng.normal(size=(m, d)), weight)
     big = {names[0]: first, names[1]: (0.1 * rng.normal(size=m)).astype(np.float32)}
+    if weight == "int8":
+        big["scales"] = np.stack([first_scale, second_scale])
     if op_type == "SteerPursuit":
         big |= {"atoms": second}
     else:
@@ -53,6 +56,10 @@ def operands_for(op_type, coder, *, d, m, policies, weight, rng, boost=True):
     if boost:
         edit["boost"] = (rng.normal(size=(p, m)) * (rng.random((p, m)) < 0.2)).astype(np.float32)
     return big | edit
+
+
+def store(matrix, weight):
+    return quantise(matrix) if weight == "int8" else (matrix.astype(NUMPY[weight]), None)
 
 
 def rows_for(*, rows, d, policies, activation, rng):
@@ -121,7 +128,7 @@ def expected(op_type, z, slots, operands, **attributes):
     names = BIG[op_type]
     steer = reference.steer_sae if op_type == "SteerSae" else reference.steer_pursuit
     positional = [operands[name] for name in names if name not in ("threshold", "gram")]
-    named = {name: operands[name] for name in (*EDIT, "threshold") if name in operands}
+    named = {name: operands[name] for name in (*EDIT, "threshold", "scales") if name in operands}
     return steer(z, slots, *positional, **named, **attributes)
 
 
@@ -219,6 +226,20 @@ def test_pursuit_in_fp16(weight):
 
 def test_sae_with_fp16_weights_and_no_boost():
     assert check("SteerSae", coder="topk", k=6, d=48, m=96, weight="fp16", boost=False) >= 12
+
+
+@pytest.mark.parametrize("activation", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("op_type", "coder", "k"),
+    [
+        ("SteerSae", "topk", 6),
+        ("SteerSae", "jumprelu", 1),
+        ("SteerSae", "none", 1),
+        ("SteerPursuit", "omp", 8),
+    ],
+)
+def test_int8_weights(op_type, coder, k, activation):
+    assert check(op_type, coder=coder, k=k, d=48, m=96, activation=activation, weight="int8") >= 12
 
 
 def test_bfloat16_weights():
@@ -368,6 +389,7 @@ def test_reference_evaluator_agrees(op_type, coder):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("weight", ["fp32", "int8"])
 @pytest.mark.parametrize(
     ("op_type", "attributes"),
     [
@@ -377,7 +399,7 @@ def test_reference_evaluator_agrees(op_type, coder):
         ("SteerPursuit", {"coder": "omp", "k": 16, "sign": "signed"}),
     ],
 )
-def test_custom_operator_agrees_on_the_same_file(op_type, attributes):
+def test_custom_operator_agrees_on_the_same_file(op_type, attributes, weight):
     """With the library registered, the same bytes run our kernels."""
     from daco_rt import _native
 
@@ -386,11 +408,16 @@ def test_custom_operator_agrees_on_the_same_file(op_type, attributes):
     except DacoError as error:
         pytest.skip(str(error))
     rng = np.random.default_rng(13)
-    operands = operands_for(op_type, attributes["coder"], d=48, m=100, policies=5, weight="fp32", rng=rng)
+    operands = operands_for(op_type, attributes["coder"], d=48, m=100, policies=5, weight=weight, rng=rng)
     z, slots = rows_for(rows=40, d=48, policies=5, activation="fp32", rng=rng)
     attributes = {**attributes, "k_out": 4}
     proto = model_of(
-        op_type, steer_function(op_type, **attributes), operands, activation="fp32", d=48, **attributes
+        op_type,
+        steer_function(op_type, **attributes, weight=weight),
+        operands,
+        activation="fp32",
+        d=48,
+        **attributes,
     )
     portable = run(proto, z, slots)
     options = ort.SessionOptions()
@@ -414,27 +441,3 @@ def test_size_of_the_largest_function():
     function = steer_function("SteerPursuit", coder="omp", k=16, k_out=8)
     assert len(list(function)) < 800
     assert {node.domain for node in function} == {""}
-
-
-@pytest.mark.parametrize(
-    ("attributes", "named"),
-    [
-        ({"coder": "elastic_net", "k": 4}, "elastic_net"),
-        ({"coder": "omp", "k": 17}, "k = 17"),
-        ({"coder": "omp", "k": 4, "sign": "nnls"}, "nnls"),
-    ],
-)
-def test_what_has_no_function_is_refused_by_name(attributes, named):
-    assert not has_function("SteerPursuit", **attributes)
-    assert named in function_refusal("SteerPursuit", **attributes)
-    with pytest.raises(UnsupportedError, match=f"{named}.*custom-op library is required"):
-        steer_function("SteerPursuit", **attributes, k_out=1)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "named"),
-    [({"coder": "omp"}, "coder"), ({"k": 0}, "k "), ({"k_out": -1}, "k_out"), ({"weight": "int3"}, "weight")],
-)
-def test_wrong_attributes_are_refused(wrong, named):
-    with pytest.raises(ValueError, match=named):
-        steer_function("SteerSae", **({"coder": "topk", "k": 4, "k_out": 1} | wrong))

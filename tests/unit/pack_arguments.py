@@ -9,7 +9,7 @@ import numpy as np
 
 from daco_rt.artifacts import Concept, ModelIdentity, Policy
 
-DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16, "int8": np.int8}
 MODEL = ModelIdentity(12, 4, 100, 2, 1, "llama", (0.25, -0.5))
 
 
@@ -30,6 +30,8 @@ def arrays(
         "shift": weight(P, d),
         "limits": limits,
     }
+    if dtype == "int8":
+        edit["scales"] = np.abs(weight(2, m)) + np.float32(0.1)
     if op == "sae":
         matrices = {"enc": weight(m, d, kind=DTYPES[dtype]), "dec": weight(m, d, kind=DTYPES[dtype])}
         return {**matrices, "enc_bias": weight(m), "threshold": weight(m), **edit}

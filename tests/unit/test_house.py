@@ -178,7 +178,7 @@ def test_documented_inputs_are_those_of_the_packs(op: str):
     from daco_rt.artifacts.operands import OPERANDS
 
     kind = {"SteerSae": "sae", "SteerPursuit": "pursuit"}[op]
-    stored = [name for name in documented_inputs(op) if name not in ("z", "slots", "scales")]
+    stored = [name for name in documented_inputs(op) if name not in ("z", "slots")]
     assert stored == list(OPERANDS[kind])
 
 
@@ -205,12 +205,8 @@ def test_documented_defaults_are_those_of_the_functions(op: str, place: str):
         pytest.skip(str(error))
     parameters = inspect.signature(getattr(module, OPERATORS[op])).parameters
     for name, (_, default) in documented_attributes(op).items():
-        # The reference has no elastic net, so it takes none of its attributes.
-        if name in parameters:
-            assert parameters[name].default == ast.literal_eval(default), name
-    absent_in_reference = {"scales", "tau", "alpha"} if place == "reference" else set()
-    expected = {*documented_inputs(op), *documented_attributes(op)} - absent_in_reference
-    assert expected <= set(parameters)
+        assert parameters[name].default == ast.literal_eval(default), name
+    assert {*documented_inputs(op), *documented_attributes(op)} <= set(parameters)
 
 
 def test_documented_coders_are_those_of_the_code():

@@ -6,6 +6,7 @@ import importlib
 import threading
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from steer_cases import DTYPES, assert_steered, steer_case
@@ -116,8 +117,12 @@ def test_misuse():
         ops.steer_sae(**case, isa="neon")
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         ops.steer_sae(**case, threads=0)
-    with pytest.raises(NotImplementedError, match="scales"):
+    with pytest.raises(ValueError, match=r"scales must be None with float32 weights.* got shape \(80,\)"):
         ops.steer_sae(**case, scales=np.ones(80, np.float32))
+    tiny = ml_dtypes.float8_e4m3fn
+    quantised = {**case, "enc": case["enc"].astype(tiny), "dec": case["dec"].astype(tiny)}
+    with pytest.raises(NotImplementedError, match="steer_sae: fp8 weights have kernels on CUDA only"):
+        ops.steer_sae(**quantised, scales=np.ones((2, 80), np.float32))
 
 
 def test_build_info():

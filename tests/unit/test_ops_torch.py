@@ -40,7 +40,7 @@ def tensors(op: str, **options) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("activation", TORCH)
-@pytest.mark.parametrize("weight", TORCH)
+@pytest.mark.parametrize("weight", [*TORCH, "int8"])
 @pytest.mark.parametrize("coder", ["topk", "relu", "jumprelu", "none"])
 def test_sae_equals_reference(activation, weight, coder):
     case = steer_case("sae", activation=activation, weight=weight, rows=(2, 5))
@@ -50,14 +50,15 @@ def test_sae_equals_reference(activation, weight, coder):
 
 
 @pytest.mark.parametrize("activation", TORCH)
-@pytest.mark.parametrize("weight", TORCH)
+@pytest.mark.parametrize("weight", [*TORCH, "int8"])
 @pytest.mark.parametrize("sign", ["positive", "signed", "nnls"])
 def test_pursuit_equals_reference(activation, weight, sign):
     case = steer_case("pursuit", activation=activation, weight=weight, rows=(2, 5))
     options = {"k": 6, "k_out": 4, "sign": sign}
     want = reference.steer_pursuit(**case, **options)
     assert_steered(run("pursuit", case, **options), want, case["z"], activation)
-    gram = ops.build_gram(as_torch(case["analysis"]), as_torch(case["atoms"])).numpy()
+    scales = as_torch(case["scales"]) if weight == "int8" else None
+    gram = ops.build_gram(as_torch(case["analysis"]), as_torch(case["atoms"]), scales=scales).numpy()
     assert_steered(run("pursuit", {**case, "gram": gram}, **options), want, case["z"], activation)
 
 
@@ -176,7 +177,7 @@ def test_opcheck(op):
 
 def test_opcheck_gram():
     case = tensors("pursuit")
-    arguments = (case["analysis"], case["atoms"])
+    arguments = (case["analysis"], case["atoms"], torch.empty(0))
     torch.library.opcheck(torch.ops.daco.build_gram.default, arguments, {"dtype": torch.float16})
 
 
@@ -222,6 +223,43 @@ def test_export_with_dynamic_rows(op):
     for a, b in zip(program.module()(z, slots), block(z, slots), strict=True):
         assert torch.equal(a, b)
     assert any(f"daco.steer_{op}" in str(node.target) for node in program.graph.nodes)
+
+
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_quantised_weights_come_with_scales(op):
+    case = tensors(op, weight="int8")
+    scales = case.pop("scales")
+    with pytest.raises(
+        ValueError, match=rf"steer_{op}: scales must be given with int8 weights, shape \(2, m\)"
+    ):
+        FUNCTIONS[op](**case, k=8)
+    with pytest.raises(
+        ValueError, match=rf"steer_{op}: scales must have shape \(2, m\) with m=80, got \(80,\)"
+    ):
+        FUNCTIONS[op](**case, scales=scales[0], k=8)
+    with pytest.raises(ValueError, match=f"steer_{op}: scales must be None with float32 weights"):
+        FUNCTIONS[op](**tensors(op), scales=scales, k=8)
+    big = ("enc", "dec") if op == "sae" else ("analysis", "atoms")
+    for name in big:
+        case[name] = torch.zeros(80, 48).to(torch.float8_e4m3fn)
+    with pytest.raises(
+        NotImplementedError, match=f"steer_{op}: fp8 weights have kernels on CUDA only; quantise"
+    ):
+        FUNCTIONS[op](**case, scales=scales, k=8)
+
+
+@pytest.mark.parametrize("weight", [*TORCH, "int8"])
+@pytest.mark.parametrize("sign", ["positive", "signed"])
+@pytest.mark.parametrize("gram", [True, False])
+def test_elastic_net_equals_reference(weight, sign, gram):
+    case = steer_case("pursuit", weight=weight, rows=(2, 5))
+    options = {"coder": "elastic_net", "k_out": 6, "sign": sign, "tau": 0.9, "alpha": 0.1}
+    want = reference.steer_pursuit(**case, **options)
+    if gram:
+        scales = as_torch(case["scales"]) if weight == "int8" else None
+        matrices = as_torch(case["analysis"]), as_torch(case["atoms"])
+        case["gram"] = ops.build_gram(*matrices, torch.float16, scales=scales).numpy()
+    assert_steered(run("pursuit", case, **options), want, case["z"], "fp32")
 
 
 MISUSE = [
@@ -274,7 +312,8 @@ def test_wrong_dtypes(name, dtype, message):
         ("pursuit", {"k": 65}, ValueError, "k must be at most 64, got 65"),
         ("pursuit", {"sign": "plus"}, ValueError, "sign must be 'positive', 'signed' or 'nnls', got 'plus'"),
         ("pursuit", {"tol": -0.1}, ValueError, "tol must be a fraction"),
-        ("pursuit", {"coder": "elastic_net"}, NotImplementedError, "coder 'elastic_net' has no kernel"),
+        ("pursuit", {"coder": "elastic_net", "tau": 1.5}, ValueError, "tau must be the L1 share"),
+        ("pursuit", {"coder": "elastic_net", "alpha": 0.0}, ValueError, "alpha must be the strength"),
     ],
 )  # fmt: skip
 def test_wrong_attributes(op, options, error, message):

@@ -229,3 +229,27 @@ def test_vector_packs(tmp_path):
     ):
         with pytest.raises((ArtifactError, PolicyError), match=sentence):
             compile_actadd_pack(wrong, tmp_path / "q", model=MODEL, median_norm=NORMS)
+
+
+@pytest.mark.parametrize("gram", ["auto", "none"])
+def test_int8_rows_with_scales(tmp_path, gram):
+    made = dictionary(tmp_path)
+    pack = compile_pursuit_pack(made, tmp_path / "p", k=4, dtype="int8", gram=gram)
+    found, plain = pack.operands(2), compile_pursuit_pack(made, tmp_path / "q", k=4, dtype="fp32").operands(2)
+    assert pack.dtype == "int8" and found["analysis"].dtype == np.int8
+    np.testing.assert_array_equal(found["analysis"], found["atoms"])
+    np.testing.assert_array_equal(found["scales"][0], found["scales"][1])
+    meant = found["atoms"] * found["scales"][0][:, None].astype(np.float64)
+    assert np.abs(meant - plain["atoms"]).max() <= found["scales"].max() / 2 * 1.001
+    # Everything else is derived from what the kernels multiply by.
+    np.testing.assert_allclose(found["bias"], -(meant @ np.asarray(made.mean(2), np.float64)), atol=1e-5)
+    if gram == "auto":
+        np.testing.assert_allclose(found["gram"], meant @ meant.T, atol=1e-5)
+
+
+def test_elastic_net_packs(tmp_path):
+    made = dictionary(tmp_path)
+    pack = compile_pursuit_pack(made, tmp_path / "p", coder="elastic_net", tau=0.8, alpha=0.1)
+    assert (pack.coder, pack.tau, pack.alpha) == ("elastic_net", 0.8, 0.1)
+    with pytest.raises(ArtifactError, match="alpha must be above 0 with coder elastic_net"):
+        compile_pursuit_pack(made, tmp_path / "q", coder="elastic_net", alpha=0.0)

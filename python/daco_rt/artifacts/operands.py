@@ -16,15 +16,16 @@ CODERS = {"sae": ("topk", "relu", "jumprelu", "none"), "pursuit": ("omp", "elast
 SIGNS = ("positive", "signed", "nnls")
 MAX_PURSUIT_K = 64
 
-DTYPE_LABELS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+DTYPE_LABELS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "I8": "int8"}
 
-_FLOAT, _WEIGHT, _GRAM, _BOOL = ("F32",), ("F32", "F16", "BF16"), ("F32", "F16"), ("BOOL",)
+_FLOAT, _WEIGHT, _GRAM, _BOOL = ("F32",), ("F32", "F16", "BF16", "I8"), ("F32", "F16"), ("BOOL",)
 _EDIT: dict[str, tuple[tuple[str, ...], str]] = {
     "gain": (_FLOAT, "Pm"),
     "boost": (_FLOAT, "Pm"),
     "undesirable": (_BOOL, "Pm"),
     "shift": (_FLOAT, "Pd"),
     "limits": (_FLOAT, "P4"),
+    "scales": (_FLOAT, "2m"),
 }
 # Operand → allowed dtypes and shape letters, in the operator's order.
 OPERANDS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
@@ -43,7 +44,7 @@ OPERANDS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
         **_EDIT,
     },
 }
-OPTIONAL = frozenset({"threshold", "boost", "gram"})
+OPTIONAL = frozenset({"threshold", "boost", "gram", "scales"})
 # A missing one of these is read as an empty array; a missing gram is left out, for the host to build.
 EMPTY_WHEN_ABSENT = frozenset({"threshold", "boost"})
 MATRICES = {"sae": ("enc", "dec"), "pursuit": ("analysis", "atoms")}
@@ -93,7 +94,7 @@ def check_specs(op: str, specs: Mapping[str, Spec], where: str) -> Sizes:
         raise ArtifactError(
             f"{where}: 'gain' must have a row a slot, off and observe included, got {slots} rows"
         )
-    lengths = {"m": m, "d": d, "P": slots, "4": 4}
+    lengths = {"m": m, "d": d, "P": slots, "2": 2, "4": 4}
     for name, (dtype, shape) in specs.items():
         dtypes, letters = contract[name]
         expected = tuple(lengths[letter] for letter in letters)
@@ -109,6 +110,10 @@ def check_specs(op: str, specs: Mapping[str, Spec], where: str) -> Sizes:
             f"{where}: '{first}' and '{second}' must have one dtype, got {specs[first][0]} and "
             f"{specs[second][0]}"
         )
+    quantised = specs[first][0] == "I8"
+    if quantised != ("scales" in specs):
+        needs = "needs 'scales' [2, m]" if quantised else "takes no 'scales', they belong to I8 matrices"
+        raise ArtifactError(f"{where}: '{first}' of dtype {specs[first][0]} {needs}")
     return Sizes(m, d, slots, specs[first][0], tuple(name for name in contract if name in specs))
 
 
@@ -136,6 +141,8 @@ def check_attributes(
     for name, value, top in (("tol", tol, np.inf), ("tau", tau, 1.0), ("alpha", alpha, np.inf)):
         if type(value) not in (int, float) or not 0 <= value <= top or not np.isfinite(value):
             raise ArtifactError(f"{where}: {name} must be a finite number from 0 to {top:g}, got {value!r}")
+    if coder == "elastic_net" and alpha == 0:
+        raise ArtifactError(f"{where}: alpha must be above 0 with coder elastic_net, got {alpha!r}")
 
 
 def check_k(coder: str, k: int, atoms: int, where: str) -> None:
@@ -177,6 +184,8 @@ def check_values(name: str, array: np.ndarray, where: str) -> None:
             f"{where}: '{name}' holds a value that is {value} at {place}; only finite weights are "
             "accepted: make it again"
         )
+    if name == "scales" and (array <= 0).any():
+        raise ArtifactError(f"{where}: 'scales' must be above 0; make it again")
     if name == "limits":
         if (array[:, 0] < 0).any():
             raise ArtifactError(f"{where}: 'limits' has a negative deadband; use 0 for none")
@@ -187,6 +196,8 @@ def check_values(name: str, array: np.ndarray, where: str) -> None:
 def first_bad(array: np.ndarray) -> int | None:
     """Return the flat index of the first NaN, Inf or broken bool, or None. Reads 4 MiB at a time."""
     flat = array.reshape(-1)
+    if array.dtype == np.int8:
+        return None  # every byte is a number
     if array.dtype == np.bool_:
         raw, mask, limit = flat.view(np.uint8), 0xFE, None
     elif array.dtype.itemsize == 4:

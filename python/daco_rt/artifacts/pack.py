@@ -52,7 +52,8 @@ class Pack:
 
     ``dim`` is d, ``atoms`` is m (or N), ``slots_count`` is P, slots 0 (off) and 1 (observe) included;
     ``slot_map`` int32 [len(blocks), P] is the slot that each block sees; ``median_norm`` the block's median
-    residual norm, from which deadbands were derived; ``dtype`` of the two matrices "fp32", "fp16" or "bf16".
+    residual norm, from which deadbands were derived; ``dtype`` of the two matrices "fp32", "fp16", "bf16" or
+    "int8" (with operand ``scales``).
 
     Example
     -------
@@ -243,7 +244,8 @@ def save_pack(
     operands : block → operand → array. sae: enc [m, d], enc_bias [m], dec [m, d], threshold [m], gain, boost,
         undesirable [P, m], shift [P, d], limits [P, 4]; pursuit: analysis [N, d], bias [N], gram [N, N],
         atoms [N, d] and the rest as before. threshold, boost and gram may be absent or empty. Matrices fp32,
-        fp16 or ``ml_dtypes.bfloat16``, gram fp32 or fp16, undesirable bool, the rest fp32.
+        fp16, ``ml_dtypes.bfloat16`` or int8 with scales [2, m] (row 0 of enc or analysis, row 1 of dec or
+        atoms); gram fp32 or fp16, undesirable bool, the rest fp32.
     policies, default_policy : the named slots; the default may also be "off" or "observe".
     median_norm : block → median norm of the residual stream.
     slot_map : int32 [blocks, P]; by default a policy sees its own slot in its blocks and 0 elsewhere.

@@ -45,7 +45,9 @@ def steer_affine(
     rows = np.asarray(z)
     flat = rows.reshape(-1, rows.shape[-1]).astype(np.float64)
     slot_of = np.asarray(slots).reshape(-1)
-    a64, bias64, b64, shift64, limits64 = (np.asarray(x).astype(np.float64) for x in (a, a_bias, b, shift, limits))
+    a64, bias64, b64, shift64, limits64 = (
+        np.asarray(x).astype(np.float64) for x in (a, a_bias, b, shift, limits)
+    )
     out, doses = flat.copy(), np.zeros((len(flat), 2))
     for t, row in enumerate(flat):
         p = int(slot_of[t])

@@ -57,7 +57,7 @@ def check_sae(
         _floats(op, name_dtype, "threshold", threshold, "(m,)", m=m)
     elif coder == "jumprelu":
         raise ValueError(f"{op}: threshold must be given with coder 'jumprelu', got None")
-    _policies(op, name_dtype, policies, m, d, name_dtype(enc), used=coder != "none")
+    _policies(op, name_dtype, policies, m, d, name_dtype(enc))
     if coder == "topk":
         _count(op, "k", k, 1, m, "the number of atoms m")
     _count(op, "k_out", k_out, 0, _INT32_MAX)
@@ -191,7 +191,6 @@ def _policies(
     m: int,
     d: int,
     weight: str,
-    used: bool = True,
 ) -> None:
     gain = operands.gain
     _dtype(op, "gain", name_dtype(gain), ("float32",))
@@ -208,18 +207,15 @@ def _policies(
     _shape(op, "undesirable", operands.undesirable, "(P, m)", P=p, m=m)
     _floats(op, name_dtype, "shift", operands.shift, "(P, d)", P=p, d=d)
     _floats(op, name_dtype, "limits", operands.limits, "(P, 4)", P=p)
-    _scales(op, name_dtype, operands.scales, m, weight, used)
+    _scales(op, name_dtype, operands.scales, m, weight)
 
 
-def _scales(
-    op: str, name_dtype: Callable[[Any], str], scales: Any | None, m: int, weight: str, used: bool = True
-) -> None:
-    """Refuse scales without quantised weights and, where the weights are ``used``, the reverse."""
+def _scales(op: str, name_dtype: Callable[[Any], str], scales: Any | None, m: int, weight: str) -> None:
+    """Refuse quantised weights without scales, and the reverse."""
     if weight in _QUANTISED:
-        if scales is not None:
-            _floats(op, name_dtype, "scales", scales, "(2, m)", m=m)
-        elif used:
+        if scales is None:
             raise ValueError(f"{op}: scales must be given with {weight} weights, shape (2, m) with m={m}")
+        _floats(op, name_dtype, "scales", scales, "(2, m)", m=m)
     elif scales is not None:
         raise ValueError(
             f"{op}: scales must be None with {weight} weights, they belong to quantised ones,"

@@ -67,9 +67,7 @@ def elastic_net(
     return code * norm
 
 
-def objective(
-    code: Array, start: Array, gram: Array, *, tau: float, alpha: float, norm: float
-) -> float:
+def objective(code: Array, start: Array, gram: Array, *, tau: float, alpha: float, norm: float) -> float:
     """Return the objective of a code [N] in units of ‖z‖², given start = E z + b [N] and gram = G [N, N]."""
     c = code / norm
     penalty = alpha * (tau * np.abs(c).sum() + 0.5 * (1 - tau) * (c @ c))

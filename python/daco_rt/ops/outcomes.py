@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daco_rt.ops import reference
+from daco_rt.ops.quantise import dequantise
 from daco_rt.ops.reference import Array, Decisions
 
 CLOSE = 1e-4
@@ -28,7 +29,7 @@ class Outcomes:
     ----------
     operands : mapping
         By the operator contract's names (``enc`` … or ``analysis`` …), as ``Pack.operands`` gives them.
-    coder, k, sign, tol : the operator's attributes.
+    coder, k, sign, tol, tau, alpha : the operator's attributes.
 
     Example
     -------
@@ -49,16 +50,21 @@ class Outcomes:
         k: int,
         sign: str = "positive",
         tol: float = 0.0,
+        tau: float = 0.95,
+        alpha: float = 0.05,
     ) -> None:
         self.coder, self.k, self.sign, self.tol = coder, k, sign, tol
+        self.tau, self.alpha = tau, alpha
         wide = {
-            name: np.asarray(a).astype(np.float64) for name, a in operands.items() if name != "undesirable"
+            name: np.asarray(a).astype(np.float64)
+            for name, a in dequantise(operands).items()
+            if name not in ("undesirable", "gram")
         }
         self.atoms = wide["dec" if "dec" in wide else "atoms"]
         self.gain, self.shift, self.limits = wide["gain"], wide["shift"], wide["limits"]
         self.boost = reference.or_zeros(operands.get("boost"), self.gain)
         self.atom_norm = np.linalg.norm(self.atoms, axis=1)
-        if coder == "omp":
+        if coder in ("omp", "elastic_net"):
             self.analysis, self.bias = wide["analysis"], wide["bias"]
             self.gram = reference.GramColumns(self.analysis, self.atoms)
         else:
@@ -110,6 +116,12 @@ class Outcomes:
     def _codes(self, z: Array) -> Iterator[Array]:
         if self.coder == "omp":
             yield from self._pursuits(z)
+        elif self.coder == "elastic_net":
+            # Continuous in z: there is no other side.
+            yield reference.elastic_net(
+                z, self.analysis, self.bias, self.gram.__getitem__, self.gram.diagonal, self.atom_norm,
+                tau=self.tau, alpha=self.alpha, signed=self.sign == "signed",
+            )  # fmt: skip
         elif self.coder == "none":
             yield np.zeros(len(self.atoms))
         elif self.coder == "topk":

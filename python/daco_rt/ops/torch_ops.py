@@ -308,6 +308,10 @@ def _explain(op: str, operands: tuple[Tensor, ...], options: dict[str, Any]) -> 
     for x in operands:
         if isinstance(x, Tensor):
             _check_device(op, x)
+            if x.dtype == torch.float8_e4m3fn and x.device.type == "cpu":
+                raise NotImplementedError(
+                    f"{op}: fp8 weights have kernels on CUDA only; quantise to int8 or use fp32, fp16 or bf16"
+                )
     if op == "steer_affine":
         checks.check_affine(_dtype, *operands, **options)
         return

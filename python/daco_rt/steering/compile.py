@@ -23,7 +23,18 @@ from numpy.typing import NDArray
 from daco_rt.artifacts import ConceptDictionary, ModelIdentity, Pack, save_pack
 from daco_rt.errors import ArtifactError, PolicyError
 from daco_rt.steering.policy import FIRST_SLOT, PolicySpec, check_specs, describe_spec, to_policies
-from daco_rt.steering.tables import DTYPES, GRAM_LIMIT, Tables, along, fill_tables, one_of, require_norms
+from daco_rt.steering.tables import (
+    DTYPES,
+    GRAM_LIMIT,
+    WEIGHTS,
+    Tables,
+    along,
+    fill_tables,
+    one_of,
+    require_norms,
+    scales_of,
+    store_rows,
+)
 
 DEFAULT_POLICIES = (PolicySpec("default", description="removes every concept labelled undesirable"),)
 
@@ -35,9 +46,12 @@ def compile_pursuit_pack(
     policies: Sequence[PolicySpec] = DEFAULT_POLICIES,
     default_policy: str | None = None,
     blocks: Sequence[int] | None = None,
+    coder: Literal["omp", "elastic_net"] = "omp",
     k: int = 16,
     sign: Literal["positive", "signed", "nnls"] = "positive",
     tol: float = 0.0,
+    tau: float = 0.95,
+    alpha: float = 0.05,
     deadband: float = 0.4,
     gain: float = -1.0,
     boost: float = 0.0,
@@ -45,12 +59,12 @@ def compile_pursuit_pack(
     max_dose: float = 0.0,
     keep_norm: bool = False,
     centre: bool = True,
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp16",
+    dtype: Literal["fp32", "fp16", "bf16", "int8"] = "fp16",
     gram: Literal["auto", "none", "fp32", "fp16"] = "auto",
     k_out: int = 8,
     overwrite: bool = False,
 ) -> Pack:
-    """Compile a concept dictionary and policies into a pack that codes by matching pursuit.
+    """Compile a concept dictionary and policies into a pack that codes by matching pursuit or an elastic net.
 
     Atoms are scaled to unit length, so that the largest correlation is the best match.
 
@@ -61,11 +75,12 @@ def compile_pursuit_pack(
     policies : by default one, "default", which removes every undesirable concept.
     default_policy : the policy of requests that name none; by default the first.
     blocks : blocks to steer; by default all of the dictionary's.
-    k, sign, tol : of the pursuit.
+    coder : "omp" finds at most k concepts; "elastic_net" as many as its penalty leaves.
+    k, sign, tol, tau, alpha : of the coder, as in :func:`daco_rt.ops.steer_pursuit`.
     deadband, gain, boost, gamma, max_dose, keep_norm : for policies that leave theirs at ``None``;
         see :class:`PolicySpec` for units.
     centre : code z − μ, μ the mean of ordinary text, instead of z.
-    dtype : of the two matrices.
+    dtype : of the two matrices. "int8" halves what fp16 reads; scales are stored beside them.
     gram : whether atom correlations are stored: "auto" does in fp32 up to 4,096 atoms. With
         them pursuit reads the atoms once instead of k times.
     k_out : how many concepts a row reports.
@@ -85,7 +100,7 @@ def compile_pursuit_pack(
     'default'
     """
     chosen = _blocks(blocks, dictionary.blocks, f"dictionary {dictionary.path}")
-    one_of("dtype", dtype, tuple(DTYPES))
+    one_of("dtype", dtype, WEIGHTS)
     one_of("gram", gram, ("auto", "none", "fp32", "fp16"))
     if gram == "auto":
         gram = "fp32" if dictionary.size <= GRAM_LIMIT else "none"
@@ -103,28 +118,30 @@ def compile_pursuit_pack(
     )
     operands = {}
     for block in chosen:
-        rows = _unit_rows(dictionary.atoms(block)).astype(DTYPES[dtype])
-        # What the kernels multiply by is the rounded matrix, so everything else is derived from it.
-        exact = rows.astype(np.float64)
+        stored = store_rows(_unit_rows(dictionary.atoms(block)), dtype)
+        exact = stored.exact
         mean = np.asarray(dictionary.mean(block), np.float64) if centre else np.zeros(dictionary.dim)
         big: dict[str, NDArray] = {
-            "analysis": rows,
+            "analysis": stored.rows,
             "bias": (-(exact @ mean)).astype(np.float32),
-            "atoms": rows,
+            "atoms": stored.rows,
         }
+        big |= scales_of(stored, stored)
         if gram != "none":
-            wide = rows.astype(np.float32)
+            wide = exact.astype(np.float32)
             big["gram"] = (wide @ wide.T).astype(DTYPES[gram])
         operands[block] = big | fill_tables(specs, dictionary.concepts, exact, dictionary.median_norm[block])
     return save_pack(
         path,
         model=dictionary.model,
         op="pursuit",
-        coder="omp",
+        coder=coder,
         k=k,
         k_out=k_out,
         sign=sign,
         tol=tol,
+        tau=tau,
+        alpha=alpha,
         operands=operands,
         policies=to_policies(specs, chosen),
         default_policy=specs[0].name if default_policy is None else default_policy,

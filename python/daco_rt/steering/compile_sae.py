@@ -13,7 +13,7 @@ from daco_rt.artifacts import Concept, ModelIdentity, Pack, Sae, save_pack
 from daco_rt.errors import ArtifactError
 from daco_rt.steering.compile import DEFAULT_POLICIES
 from daco_rt.steering.policy import PolicySpec, check_specs, describe_spec, to_policies
-from daco_rt.steering.tables import DTYPES, fill_tables, one_of, require_norms
+from daco_rt.steering.tables import WEIGHTS, fill_tables, one_of, require_norms, scales_of, store_rows
 
 
 def compile_sae_pack(
@@ -31,7 +31,7 @@ def compile_sae_pack(
     gamma: float = 0.0,
     max_dose: float = 0.0,
     keep_norm: bool = False,
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp16",
+    dtype: Literal["fp32", "fp16", "bf16", "int8"] = "fp16",
     k_out: int = 8,
     overwrite: bool = False,
 ) -> Pack:
@@ -58,7 +58,7 @@ def compile_sae_pack(
     """
     if not sae_by_block:
         raise ArtifactError("compile_sae_pack: no SAE given; give one for each block to steer")
-    one_of("dtype", dtype, tuple(DTYPES))
+    one_of("dtype", dtype, WEIGHTS)
     blocks = tuple(sorted(sae_by_block))
     first = sae_by_block[blocks[0]]
     for block in blocks:
@@ -87,17 +87,12 @@ def compile_sae_pack(
     )
     operands = {}
     for block, sae in sorted(sae_by_block.items()):
-        rows = sae.decoder.astype(DTYPES[dtype])
-        big: dict[str, NDArray] = {
-            "enc": sae.encoder.astype(DTYPES[dtype]),
-            "enc_bias": sae.enc_bias,
-            "dec": rows,
-        }
+        enc, dec = store_rows(sae.encoder, dtype), store_rows(sae.decoder, dtype)
+        big: dict[str, NDArray] = {"enc": enc.rows, "enc_bias": sae.enc_bias, "dec": dec.rows}
+        big |= scales_of(enc, dec)
         if sae.threshold is not None:
             big["threshold"] = sae.threshold
-        operands[block] = big | fill_tables(
-            specs, labelled[block], rows.astype(np.float64), float(median_norm[block])
-        )
+        operands[block] = big | fill_tables(specs, labelled[block], dec.exact, float(median_norm[block]))
     return save_pack(
         path,
         model=_identity(model, sae_by_block),

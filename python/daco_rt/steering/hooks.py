@@ -207,9 +207,8 @@ def _native(pack: Pack, block: int, device: torch.device, gram: bool | None, tel
     call |= _attributes(pack, telemetry)
     if pack.op == "sae":
         return lambda z, slots: ops.steer_sae(z, slots, **call)
-    call |= {"tau": pack.tau, "alpha": pack.alpha}
     if "gram" not in call and (pack.atoms <= GRAM_LIMIT if gram is None else gram):
-        call["gram"] = ops.build_gram(call["analysis"], call["atoms"])
+        call["gram"] = ops.build_gram(call["analysis"], call["atoms"], scales=call.get("scales"))
     return lambda z, slots: ops.steer_pursuit(z, slots, **call)
 
 
@@ -234,4 +233,6 @@ def _reference(pack: Pack, block: int, telemetry: bool) -> _Run:
 
 def _attributes(pack: Pack, telemetry: bool) -> dict[str, Any]:
     common = {"coder": pack.coder, "k": pack.k, "k_out": pack.k_out if telemetry else 0}
-    return common if pack.op == "sae" else {**common, "sign": pack.sign, "tol": pack.tol}
+    if pack.op == "sae":
+        return common
+    return {**common, "sign": pack.sign, "tol": pack.tol, "tau": pack.tau, "alpha": pack.alpha}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from daco_rt.artifacts import Concept
 from daco_rt.errors import ArtifactError, PolicyError
+from daco_rt.ops.quantise import quantise, scaled
 from daco_rt.steering.policy import FIRST_SLOT, PolicySpec
 
 DTYPES: dict[str, np.dtype] = {
@@ -17,8 +19,34 @@ DTYPES: dict[str, np.dtype] = {
     "fp16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
+WEIGHTS = (*DTYPES, "int8")
+"""What the two matrices may be stored in."""
 GRAM_LIMIT = 4096
 """Atoms up to which the Gram matrix is made without being asked for (64 MiB a block in fp32)."""
+
+
+class Stored(NamedTuple):
+    """A matrix as a pack holds it."""
+
+    rows: NDArray  # [m, d]
+    exact: NDArray[np.float64]  # [m, d] what the kernels multiply by, to derive everything else from
+    scale: NDArray[np.float32] | None  # [m] of int8 rows
+
+
+def store_rows(matrix: NDArray, dtype: str) -> Stored:
+    """Round or quantise a matrix [m, d] to one of :data:`WEIGHTS`."""
+    if dtype != "int8":
+        rows = np.asarray(matrix).astype(DTYPES[dtype])
+        return Stored(rows, rows.astype(np.float64), None)
+    rows, scale = quantise(np.asarray(matrix))
+    return Stored(rows, scaled(rows, scale[None], 0), scale)
+
+
+def scales_of(first: Stored, second: Stored) -> dict[str, NDArray]:
+    """The operand ``scales`` [2, m] of a pair of int8 matrices; nothing for others."""
+    if first.scale is None or second.scale is None:
+        return {}
+    return {"scales": np.stack([first.scale, second.scale])}
 
 
 class Tables:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -15,16 +16,13 @@ BOOL = int(ir.DataType.BOOL)
 class Body:
     """Nodes of one function, in order. Calling it appends a node and returns its output.
 
-    ``wide_weights``: the big matrices are fp32 already.
-
     Example
     -------
     >>> op = Body()
     >>> total = op("Add", x, op.number(1.0))
     """
 
-    def __init__(self, *, wide_weights: bool = True) -> None:
-        self._wide_weights = wide_weights
+    def __init__(self) -> None:
         self._tape = ir.tape.Tape()
         self._constants: dict[tuple[str, object], ir.Value] = {}
 
@@ -59,10 +57,6 @@ class Body:
     def float32(self, x: ir.Value) -> ir.Value:
         return self("Cast", x, to=FLOAT)
 
-    def widened(self, matrix: ir.Value) -> ir.Value:
-        """One of the two big matrices, or rows of it, in fp32."""
-        return matrix if self._wide_weights else self.float32(matrix)
-
     def row_norm(self, x: ir.Value) -> ir.Value:
         """‖x‖ along the last axis, kept as 1. Divided by its largest entry first: squares of fp32 numbers
         beyond 1e19 overflow, and below 1e-19 vanish."""
@@ -92,3 +86,28 @@ class Body:
                 "Constant", **{kind: list(value) if isinstance(value, tuple) else value}
             )
         return self._constants[key]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One of the two big matrices [m, d], and what brings its rows into fp32.
+
+    ``wide``: it is fp32 already. ``scale`` [m] multiplies the rows of a quantised one.
+    """
+
+    value: ir.Value
+    wide: bool
+    scale: ir.Value | None = None
+
+    def whole(self, op: Body) -> ir.Value:
+        """The matrix in fp32. Of constants only, so a runtime computes it once."""
+        matrix = self.value if self.wide else op.float32(self.value)
+        return matrix if self.scale is None else op("Mul", matrix, op("Unsqueeze", self.scale, op.ints(1)))
+
+    def rows(self, op: Body, index: ir.Value) -> ir.Value:
+        """Rows in fp32, [*index.shape, d]."""
+        found = op("Gather", self.value, index, axis=0)
+        found = found if self.wide else op.float32(found)
+        if self.scale is None:
+            return found
+        return op("Mul", found, op("Unsqueeze", op("Gather", self.scale, index, axis=0), op.ints(-1)))

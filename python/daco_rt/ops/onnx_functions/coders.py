@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from daco_rt.ops.onnx_functions.body import Body
+from daco_rt.ops.onnx_functions.body import Body, Matrix
 from daco_rt.ops.onnx_functions.rows import Code, Rows
 from daco_rt.ops.reference import PIVOT_MIN, PURSUIT_EPS
 
@@ -15,18 +15,18 @@ def correlations(op: Body, matrix: ir.Value, x: ir.Value, bias: ir.Value) -> ir.
     return op("Add", product, op("Unsqueeze", bias, op.ints(1)))
 
 
-def topk(op: Body, rows: Rows, enc: ir.Value, bias: ir.Value, k: int) -> Code:
+def topk(op: Body, rows: Rows, enc: Matrix, bias: ir.Value, k: int) -> Code:
     """The k largest of relu(E z + b)."""
-    a = op("Relu", correlations(op, op.widened(enc), rows.x, bias))
+    a = op("Relu", correlations(op, enc.whole(op), rows.x, bias))
     value, index = op.pair("TopK", op("Transpose", a, perm=[1, 0]), op.ints(k), axis=-1)
     return Code(value, index, k)
 
 
 def above(
-    op: Body, rows: Rows, enc: ir.Value, bias: ir.Value, level: ir.Value | None, watched: ir.Value
+    op: Body, rows: Rows, enc: Matrix, bias: ir.Value, level: ir.Value | None, watched: ir.Value
 ) -> Code:
     """a_i where a_i > level_i (0 if ``level`` is None), for latents that some policy edits or reports."""
-    a = op("Transpose", correlations(op, op.widened(enc), rows.x, bias), perm=[1, 0])
+    a = op("Transpose", correlations(op, enc.whole(op), rows.x, bias), perm=[1, 0])
     passed = op("Greater", a, op.number(0.0) if level is None else level)
     return Code(op.where_or(op("And", passed, watched), a, 0.0), None, 0)
 
@@ -47,9 +47,9 @@ def watched_latents(op: Body, gain: ir.Value, boost: ir.Value, undesirable: ir.V
 def pursuit(
     op: Body,
     rows: Rows,
-    analysis: ir.Value,
+    analysis: Matrix,
     bias: ir.Value,
-    atoms: ir.Value,
+    atoms: Matrix,
     *,
     k: int,
     signed: bool,
@@ -63,9 +63,9 @@ def pursuit(
     which is the skip rule before the fact. In the end c = Mᵀ y. A row that has stopped divides by ∞
     from then on, and nothing moves.
     """
-    e32 = op.widened(analysis)
+    e32 = analysis.whole(op)
     # Einsum, because a runtime that folds constants keeps no [N, d] product on the way.
-    gram_diagonal = op("Unsqueeze", op("Einsum", e32, op.widened(atoms), equation="nd,nd->n"), op.ints(1))
+    gram_diagonal = op("Unsqueeze", op("Einsum", e32, atoms.whole(op), equation="nd,nd->n"), op.ints(1))
     positive = op("Greater", gram_diagonal, op.number(0.0))
     floor = op.where_or(positive, op("Mul", gram_diagonal, op.number(PIVOT_MIN)), float("inf"))
     alpha = correlations(op, e32, rows.x, bias)
@@ -95,14 +95,14 @@ def pursuit(
 
         atom_of_row = op("Transpose", j, perm=[1, 0])  # [T, 1]
         column = op("Unsqueeze", op("Transpose", pivot, perm=[1, 0]), op.ints(2))  # [T, 1, 1]
-        q = op.widened(op("Gather", atoms, atom_of_row, axis=0))  # [T, 1, d]
+        q = atoms.rows(op, atom_of_row)  # [T, 1, d]
         unit = op("Unsqueeze", op.floats([float(i == step) for i in range(k)]), op.ints(0))
         if basis is None or mixing is None:
             q = op("Div", q, column)
             m = op("Div", op("Unsqueeze", unit, op.ints(0)), column)
             basis, mixing = q, m
         else:
-            e = op.widened(op("Gather", analysis, atom_of_row, axis=0))
+            e = analysis.rows(op, atom_of_row)
             w = op("MatMul", e, op("Transpose", basis, perm=[0, 2, 1]))  # [T, 1, s]
             q = op("Div", op("Sub", q, op("MatMul", w, basis)), column)
             m = op("Div", op("Sub", unit, op("MatMul", w, mixing)), column)
@@ -133,18 +133,18 @@ def _correction(
     code: ir.Value,
     index: ir.Value,
     mixing: ir.Value,
-    analysis: ir.Value,
+    analysis: Matrix,
     bias: ir.Value,
-    atoms: ir.Value,
+    atoms: Matrix,
 ) -> ir.Value:
     """One step of iterative refinement, [T, 1, k]: c += MᵀM (E_S (x - A_Sᵀ c) + b_S).
 
     Steps in fp32 lose digits where chosen atoms nearly depend on each other. What is left of the
     correlations with them should be 0, and MᵀM is the inverse of their Gram matrix.
     """
-    chosen = op.widened(op("Gather", atoms, index, axis=0))  # [T, k, d]
+    chosen = atoms.rows(op, index)  # [T, k, d]
     left = op("Sub", op("Unsqueeze", x, op.ints(1)), op("MatMul", code, chosen))
-    e = op.widened(op("Gather", analysis, index, axis=0))
+    e = analysis.rows(op, index)
     rest = op("MatMul", e, op("Transpose", left, perm=[0, 2, 1]))  # [T, k, 1]
     rest = op("Add", rest, op("Unsqueeze", op("Gather", bias, index, axis=0), op.ints(2)))
     solved = op("MatMul", mixing, rest)

@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from daco_rt.errors import UnsupportedError
 from daco_rt.ops.onnx_functions import coders, rows
-from daco_rt.ops.onnx_functions.body import FLOAT, Body
+from daco_rt.ops.onnx_functions.affine import affine_edit
+from daco_rt.ops.onnx_functions.body import FLOAT, Body, Matrix
 
 DOMAIN = "ai.daco"
 OPSET = 24
@@ -24,14 +25,16 @@ _INPUTS = {
         "z", "slots", "analysis", "bias", "gram", "atoms",
         "gain", "boost", "undesirable", "shift", "limits", "scales",
     ),
+    "SteerAffine": ("z", "slots", "a", "a_bias", "b", "shift", "limits"),
 }  # fmt: skip
 _OUTPUTS = ("z_out", "doses", "support_index", "support_value")
 _CODERS = {"SteerSae": ("topk", "relu", "jumprelu", "none"), "SteerPursuit": ("omp", "elastic_net")}
 _ACTIVATIONS = {"fp32": FLOAT, "fp16": int(ir.DataType.FLOAT16), "bf16": int(ir.DataType.BFLOAT16)}
-_WEIGHTS = ("fp32", "fp16", "bf16")
+_WEIGHTS = ("fp32", "fp16", "bf16", "int8")
+_PHIS = ("identity", "relu", "clamp")
 
 Activation = Literal["fp32", "fp16", "bf16"]
-Weight = Literal["fp32", "fp16", "bf16"]
+Weight = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 def function_refusal(op_type: str, *, coder: str, k: int, sign: str = "positive") -> str | None:
@@ -90,8 +93,8 @@ def steer_function(
     Returns
     -------
     onnx_ir.Function
-        Opset 24. ``boost``, ``threshold`` (but for jumprelu), ``gram`` and ``scales`` may be left out by
-        a node ("").
+        Opset 24. ``boost``, ``threshold`` (but for jumprelu), ``gram`` and ``scales`` (but for int8) may be
+        left out by a node ("").
 
     Raises
     ------
@@ -112,18 +115,16 @@ def steer_function(
 
     inputs = [ir.Value(name=name) for name in _INPUTS[op_type]]
     of = dict(zip(_INPUTS[op_type], inputs, strict=True))
-    op = Body(wide_weights=weight == "fp32")
+    op = Body()
     here = rows.read_rows(op, of["z"], of["slots"], of["gain"])
     policies = rows.read_policies(op, of["gain"], of["boost"], of["undesirable"], of["shift"], of["limits"])
     code: rows.Code | None
     if op_type == "SteerPursuit":
-        atoms = of["atoms"]
-        code = coders.pursuit(
-            op, here, of["analysis"], of["bias"], atoms, k=k, signed=sign == "signed", tol=tol
-        )
+        analysis, atoms = _matrices(op, of, "analysis", "atoms", weight)
+        code = coders.pursuit(op, here, analysis, of["bias"], atoms, k=k, signed=sign == "signed", tol=tol)
     else:
-        atoms = of["dec"]
-        code = _sae_code(op, here, policies, of, coder, k)
+        enc, atoms = _matrices(op, of, "enc", "dec", weight if coder != "none" else "fp32")
+        code = _sae_code(op, here, policies, of, enc, coder, k)
     strength = None if code is None else rows.strengths(op, code, rows.atom_norms(op, atoms))
     edited = rows.edit(op, here, policies, code, strength, atoms)
     index, value = rows.support(op, here, code, strength, k_out)
@@ -141,14 +142,74 @@ def steer_function(
     )
 
 
-def _sae_code(op: Body, here: rows.Rows, policies: rows.Policies, of, coder: str, k: int) -> rows.Code | None:
+def affine_function(
+    *,
+    phi: Literal["identity", "relu", "clamp"] = "identity",
+    clamp: tuple[float, float] = (0.0, 1.0),
+    activation: Activation = "fp32",
+    weight: Literal["fp32", "fp16", "bf16"] = "fp32",
+) -> ir.Function:
+    """Build the model-local function of ``SteerAffine``, as :func:`steer_function` does for the others.
+
+    Parameters
+    ----------
+    phi, clamp : of the operator.
+    activation : dtype of z and z'. Everything inside is fp32.
+    weight : dtype of ``a`` and ``b``.
+
+    Raises
+    ------
+    ValueError
+        An attribute is out of range.
+
+    Example
+    -------
+    >>> affine_function(phi="relu").name
+    'SteerAffine'
+    """
+    _expect("affine_function", "phi", phi, _PHIS)
+    _expect("affine_function", "activation", activation, tuple(_ACTIVATIONS))
+    _expect("affine_function", "weight", weight, _WEIGHTS[:3])
+    if not clamp[0] <= clamp[1]:
+        raise ValueError(f"affine_function: clamp must be (low, high) with low <= high, got {clamp}")
+    op_type = "SteerAffine"
+    inputs = [ir.Value(name=name) for name in _INPUTS[op_type]]
+    z, slots, a, a_bias, b, shift, limits = inputs
+    op = Body()
+    here = rows.read_rows(op, z, slots, limits)
+    if weight != "fp32":
+        a, b = op.float32(a), op.float32(b)
+    edited = affine_edit(op, here, a, a_bias, b, shift, limits, phi=phi, clamp=clamp)
+    outputs = (
+        rows.output_rows(op, here, edited, z, _ACTIVATIONS[activation]),
+        rows.unflatten(op, rows.doses(op, here, None, edited, None, None), slots, 2),
+    )
+    for name, output in zip(_OUTPUTS, outputs, strict=False):
+        output.name = name
+    graph = ir.Graph(inputs, outputs, nodes=op.nodes, opset_imports={"": OPSET}, name=op_type)
+    attributes = [ir.AttrString("phi", phi), ir.AttrFloat32s("clamp", [float(x) for x in clamp]), *_plugin()]
+    return ir.Function(DOMAIN, op_type, graph=graph, attributes=attributes)
+
+
+def _matrices(op: Body, of, first: str, second: str, weight: str) -> tuple[Matrix, Matrix]:
+    """The two big matrices with what brings them into fp32."""
+    scales: list[ir.Value | None] = [None, None]
+    if weight == "int8":
+        scales = [op("Gather", of["scales"], op.scalar(row), axis=0) for row in (0, 1)]
+    wide = weight == "fp32"
+    return Matrix(of[first], wide, scales[0]), Matrix(of[second], wide, scales[1])
+
+
+def _sae_code(
+    op: Body, here: rows.Rows, policies: rows.Policies, of, enc: Matrix, coder: str, k: int
+) -> rows.Code | None:
     if coder == "none":
         return None
     if coder == "topk":
-        return coders.topk(op, here, of["enc"], of["enc_bias"], k)
+        return coders.topk(op, here, enc, of["enc_bias"], k)
     watched = coders.watched_latents(op, policies.gain, policies.boost, policies.undesirable)
     level = of["threshold"] if coder == "jumprelu" else None
-    return coders.above(op, here, of["enc"], of["enc_bias"], level, watched)
+    return coders.above(op, here, enc, of["enc_bias"], level, watched)
 
 
 def _attributes(op_type: str, coder: str, k: int, k_out: int, sign: str, tol: float) -> list[ir.Attr]:
@@ -165,22 +226,28 @@ def _attributes(op_type: str, coder: str, k: int, k_out: int, sign: str, tol: fl
             ir.AttrFloat32("tau", 0.95),
             ir.AttrFloat32("alpha", 0.05),
         ]
-    return [*common, ir.AttrString("plugin_namespace", DOMAIN), ir.AttrString("plugin_version", "1")]
+    return [*common, *_plugin()]
+
+
+def _plugin() -> list[ir.Attr]:
+    return [ir.AttrString("plugin_namespace", DOMAIN), ir.AttrString("plugin_version", "1")]
 
 
 def _check(op_type, coder, k, k_out, sign, tol, activation, weight) -> None:
-    def expect(name: str, got, allowed) -> None:
-        if got not in allowed:
-            raise ValueError(f"steer_function: {name} must be one of {', '.join(allowed)}, got {got!r}")
-
-    expect("op_type", op_type, tuple(_CODERS))
-    expect("coder", coder, _CODERS[op_type])
-    expect("sign", sign, ("positive", "signed", "nnls"))
-    expect("activation", activation, tuple(_ACTIVATIONS))
-    expect("weight", weight, _WEIGHTS)
+    where = "steer_function"
+    _expect(where, "op_type", op_type, tuple(_CODERS))
+    _expect(where, "coder", coder, _CODERS[op_type])
+    _expect(where, "sign", sign, ("positive", "signed", "nnls"))
+    _expect(where, "activation", activation, tuple(_ACTIVATIONS))
+    _expect(where, "weight", weight, _WEIGHTS)
     if coder in ("topk", "omp", "elastic_net") and k < 1:
         raise ValueError(f"steer_function: k must be at least 1, got {k}")
     if k_out < 0:
         raise ValueError(f"steer_function: k_out must be 0 or more, got {k_out}")
     if not tol >= 0:
         raise ValueError(f"steer_function: tol must be 0 or more, got {tol}")
+
+
+def _expect(where: str, name: str, got, allowed) -> None:
+    if got not in allowed:
+        raise ValueError(f"{where}: {name} must be one of {', '.join(allowed)}, got {got!r}")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from daco_rt.ops.onnx_functions.body import FLOAT, INT32, INT64, Body
+from daco_rt.ops.onnx_functions.body import FLOAT, INT32, INT64, Body, Matrix
 
 _CHUNK = 8
 """Atoms gathered at once for a sparse edit: bounds the [T, chunk, d] intermediate of a long prompt."""
@@ -64,12 +64,12 @@ def read_policies(op: Body, gain, boost, undesirable, shift, limits) -> Policies
     return Policies(gain, full, op("Cast", undesirable, to=FLOAT), shift, limits)
 
 
-def read_rows(op: Body, z: ir.Value, slots: ir.Value, gain: ir.Value) -> Rows:
-    """Flatten ``z`` and sort its rows into kinds."""
+def read_rows(op: Body, z: ir.Value, slots: ir.Value, table: ir.Value) -> Rows:
+    """Flatten ``z`` and sort its rows into kinds; ``table`` [P, …] is any operand with a row a slot."""
     flat = op("Flatten", z, axis=-1)
     wide = op.float32(flat)
     slot = op("Cast", op("Flatten", op("Unsqueeze", slots, op.ints(-1)), axis=-1), to=INT64)
-    last = op("Sub", op("Squeeze", op.size(gain, 0)), op.scalar(1))
+    last = op("Sub", op("Squeeze", op.size(table, 0)), op.scalar(1))
     policy = op("Clip", slot, op.scalar(0), last)
     known = op("Equal", slot, policy)
     finite = op("Not", op.row_any(op("Or", op("IsNaN", wide), op("IsInf", wide))))
@@ -80,9 +80,9 @@ def read_rows(op: Body, z: ir.Value, slots: ir.Value, gain: ir.Value) -> Rows:
     return Rows(flat, x, op.row_norm(x), policy, known, finite, coded, edited)
 
 
-def atom_norms(op: Body, atoms: ir.Value) -> ir.Value:
+def atom_norms(op: Body, atoms: Matrix) -> ir.Value:
     """‖A_i‖ [m]. Depends on weights only, so a runtime computes it once."""
-    return op("ReduceL2", op.widened(atoms), op.ints(1), keepdims=0)
+    return op("ReduceL2", atoms.whole(op), op.ints(1), keepdims=0)
 
 
 def by_slot(op: Body, table: ir.Value, rows: Rows, code: Code) -> ir.Value:
@@ -99,14 +99,14 @@ def strengths(op: Body, code: Code, norms: ir.Value) -> ir.Value:
     return op("Mul", op("Abs", code.value), scale)
 
 
-def synthesise(op: Body, code: Code, weight: ir.Value, atoms: ir.Value) -> ir.Value:
+def synthesise(op: Body, code: Code, weight: ir.Value, atoms: Matrix) -> ir.Value:
     """Σ_i weight_i A_i, [T, d], of entries laid out like the code."""
     if code.index is None:
-        return op("MatMul", weight, op.widened(atoms))
+        return op("MatMul", weight, atoms.whole(op))
     total: ir.Value | None = None
     for start in range(0, code.length, _CHUNK):
         window = (op.ints(start), op.ints(min(start + _CHUNK, code.length)), op.ints(1))
-        rows = op.widened(op("Gather", atoms, op("Slice", code.index, *window), axis=0))
+        rows = atoms.rows(op, op("Slice", code.index, *window))
         w = op("Unsqueeze", op("Slice", weight, *window), op.ints(1))
         part = op("Squeeze", op("MatMul", w, rows), op.ints(1))
         total = part if total is None else op("Add", total, part)
@@ -120,25 +120,36 @@ class Edited(NamedTuple):
 
 
 def edit(
-    op: Body, rows: Rows, policies: Policies, code: Code | None, strength: ir.Value | None, atoms: ir.Value
+    op: Body, rows: Rows, policies: Policies, code: Code | None, strength: ir.Value | None, atoms: Matrix
 ) -> Edited:
     """Deadband, gain and boost, shift, dose cap, norm keeping, in that order."""
     shift = op("Squeeze", op("Gather", policies.shift, rows.policy, axis=0), op.ints(1))
     limits = op("Squeeze", op("Gather", policies.limits, rows.policy, axis=0), op.ints(1))
-    deadband, max_dose, keep_norm = (
-        op("Slice", limits, op.ints(i), op.ints(i + 1), op.ints(1)) for i in range(3)
-    )
+    if code is None or strength is None:
+        return add_delta(op, rows, shift, limits, any_nonzero(op, shift))
     zero = op.number(0.0)
-    moved = op("Not", op("Equal", op("ReduceMax", op("Abs", shift), op.ints(-1), keepdims=1), zero))
-    delta = shift
-    if code is not None and strength is not None:
-        active = op("Not", op("Equal", code.value, zero))
-        on = op("And", op("Greater", strength, deadband), active)
-        scaled = op("Mul", op("Sub", by_slot(op, policies.gain, rows, code), op.number(1.0)), code.value)
-        weight = op.where_or(on, op("Add", scaled, by_slot(op, policies.boost, rows, code)), 0.0)
-        delta = op("Add", synthesise(op, code, weight, atoms), shift)
-        moved = op("Or", moved, op.row_any(on))
+    active = op("Not", op("Equal", code.value, zero))
+    on = op("And", op("Greater", strength, column(op, limits, 0)), active)
+    scaled = op("Mul", op("Sub", by_slot(op, policies.gain, rows, code), op.number(1.0)), code.value)
+    weight = op.where_or(on, op("Add", scaled, by_slot(op, policies.boost, rows, code)), 0.0)
+    delta = op("Add", synthesise(op, code, weight, atoms), shift)
+    return add_delta(op, rows, delta, limits, op("Or", any_nonzero(op, shift), op.row_any(on)))
 
+
+def column(op: Body, table: ir.Value, i: int) -> ir.Value:
+    """Column i of [T, n], [T, 1]."""
+    return op("Slice", table, op.ints(i), op.ints(i + 1), op.ints(1))
+
+
+def any_nonzero(op: Body, x: ir.Value) -> ir.Value:
+    """Whether a row of [T, n] has an entry other than 0, [T, 1]."""
+    return op("Not", op("Equal", op("ReduceMax", op("Abs", x), op.ints(-1), keepdims=1), op.number(0.0)))
+
+
+def add_delta(op: Body, rows: Rows, delta: ir.Value, limits: ir.Value, moved: ir.Value) -> Edited:
+    """z + delta under the dose cap and norm keeping of ``limits`` [T, 4], for rows that are ``moved`` [T, 1]."""
+    max_dose, keep_norm = column(op, limits, 1), column(op, limits, 2)
+    zero = op.number(0.0)
     length = op.row_norm(delta)
     cap = op("Min", op("Div", op("Mul", max_dose, rows.norm), length), op.number(1.0))
     capped = op("And", op("Greater", max_dose, zero), op("Greater", length, zero))
@@ -160,12 +171,17 @@ def output_rows(op: Body, rows: Rows, edited: Edited, z: ir.Value, dtype: int) -
 
 
 def doses(
-    op: Body, rows: Rows, policies: Policies, edited: Edited, code: Code | None, strength: ir.Value | None
+    op: Body,
+    rows: Rows,
+    policies: Policies | None,
+    edited: Edited,
+    code: Code | None,
+    strength: ir.Value | None,
 ) -> ir.Value:
-    """[T, 2] (removed, applied), relative to ‖z‖."""
+    """[T, 2] (removed, applied), relative to ‖z‖. Without policies or a code nothing is removed."""
     zero = op.number(0.0)
     divisible = op("And", rows.coded, op("Greater", rows.norm, zero))
-    if code is None or strength is None:
+    if policies is None or code is None or strength is None:
         removed = op("Mul", rows.norm, zero)
     else:
         bad = op.row_sum(op("Mul", strength, by_slot(op, policies.undesirable, rows, code)))
