@@ -18,10 +18,10 @@ PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
 export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup export test lint format bench clean
+.PHONY: help setup export test test-tensorrt lint format bench clean
 
 help: ## show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
 
 setup: $(STAMPS)/install ## compiler, virtual environment, headers, native build
 
@@ -56,6 +56,15 @@ $(OUTPUT)/manifest.json: $(STAMPS)/install $(PACKAGE)
 
 test: $(STAMPS)/install ## every test that needs no GPU
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# NVIDIA's lean runtime and TensorRT-RTX (140 MB), for tests alone: they run without a GPU.
+TENSORRT_WHEELS := tensorrt-lean-cu13-bindings==11.4.0.106 tensorrt-lean-cu13-libs==11.4.0.106 \
+                   tensorrt-rtx-cu13-bindings==1.7.1.116 tensorrt-rtx-cu13-libs==1.7.1.116
+
+test-tensorrt: $(STAMPS)/install ## the plugin in NVIDIA's lean runtime, exported graphs in TensorRT-RTX
+	$(BIN)/python scripts/pip_retry.py install -q --no-deps --upgrade --target build/deps/tensorrt-wheels \
+	  $(TENSORRT_WHEELS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/native/test_tensorrt_plugin.py tests/e2e/test_tensorrt_rtx.py
 
 lint: $(STAMPS)/install ## ruff, mypy, import-linter, clang-format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
