@@ -90,7 +90,7 @@ class ExportResult:
             print(f"  needs the custom-op library: {self.library_required}")
         if self.runtime == "tensorrt":
             print(
-                f"  engine    "
+                "  engine    "
                 f"{self.engine or 'none yet: ' + self.path + '/' + RECIPE + ' says how to build it'}"
             )
         if self.runtime == "tensorrt" and self.engine:
@@ -126,15 +126,13 @@ def export_model(
     precision : ``"fp32"`` or ``"fp16"``; by default the checkpoint's own, and fp32 for bf16 checkpoints. For
         TensorRT ``"fp16"`` or ``"bf16"``, by default bf16 for bf16 checkpoints and fp16 for others.
     max_length : longest prompt plus answer in tokens; by default the model's own limit, at most 8192, and
-    2048
-        for TensorRT, whose caches always have this length.
+        2048 for TensorRT, whose caches always have this length.
     layers : steer only these of the pack's blocks.
     vision : whether to export the vision tower.
     overwrite : replace a bundle that is there; until the new one is complete the old one stays.
-    runtime : ``"onnxruntime"`` or ``"tensorrt"``. For TensorRT the graph is written in its dialect, with the
-    plugin
-        library beside it; the engine is built where TensorRT can be imported, else the bundle says how to
-        build it.
+    runtime : ``"onnxruntime"`` or ``"tensorrt"``. For TensorRT the graph is written in its dialect, with
+        the plugin library beside it; the engine is built where TensorRT can be imported, else the bundle
+        says how to build it.
     max_batch : most requests run together, TensorRT only; by default 8.
 
     Raises
@@ -255,8 +253,7 @@ def _precision(ckpt: Checkpoint, wanted: str | None, runtime: str) -> str:
     if wanted == "bf16":
         raise DacoError(
             "--precision bf16 is for --runtime tensorrt: ONNX Runtime does not compute in bf16 on CPU; "
-            "choose fp32 "
-            "or fp16"
+            "choose fp32 or fp16"
         )
     if wanted is not None:
         return wanted

@@ -40,8 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("fp32", "fp16", "bf16"),
         help="of weights and activations (default: the checkpoint's own; fp32 for bf16 checkpoints; for "
-        "TensorRT "
-        "fp16 or bf16)",
+        "TensorRT fp16 or bf16)",
     )
     parser.add_argument(
         "--max-length",

@@ -1,4 +1,4 @@
-"""The C++ host that stands in for TensorRT (``tests/native/tensorrt``), and NVIDIA's own libraries beside it."""
+"""The C++ host that stands in for TensorRT (``tests/native/tensorrt``), and NVIDIA's own libraries."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -124,8 +125,7 @@ def build_engine(
     if found != plugins:
         raise DacoError(
             f"{graph}: TensorRT made {found} plugin layer(s) where {plugins} blocks are steered; load the "
-            "plugin "
-            "library of the bundle, and no other of that name"
+            "plugin library of the bundle, and no other of that name"
         )
     config = builder.create_builder_config()
     inputs = {network.get_input(i).name: tuple(network.get_input(i).shape) for i in range(network.num_inputs)}
@@ -174,7 +174,7 @@ def build_engines(
     if steered and operators == "plugin":
         load_plugin(trt, plugin_path(bundle), plan.plugin_sha256)
     with atomic_directory(bundle.path / ENGINE, overwrite=True) as folder:
-        for name, graph, shapes, plugins in (
+        for name, graph, profiles_of, plugins in (
             (DECODER_PLAN, bundle.decoder_path, decoder_profiles, steered if operators == "plugin" else 0),
             (VISION_PLAN, bundle.vision_path, vision_profiles, 0),
         ):
@@ -184,7 +184,7 @@ def build_engines(
                 if name in given:
                     (folder / name).write_bytes(given[name].read_bytes())
                 continue
-            built = build_engine(trt, graph, lambda inputs, of=shapes: of(inputs, plan), plugins=plugins)
+            built = build_engine(trt, graph, partial(profiles_of, plan=plan), plugins=plugins)
             with open(folder / name, "wb") as file:
                 file.write(memoryview(built.plan))
         record = engine_record(

@@ -5,12 +5,10 @@ What differs from the graph for ONNX Runtime, which has the same nodes otherwise
 - the cache axis is a number. TensorRT updates a cache in place only if its length is known when the engine is
   built;
 - a steering node's inputs are the operands that are there, and its attribute ``operands`` names them. A
-plugin
-  gets its inputs as a list without gaps, and TensorRT's parser has no mark for a missing one inside a
-  model-local function either;
+  plugin gets its inputs as a list without gaps, and TensorRT's parser has no mark for a missing one inside
+  a model-local function either;
 - the function behind a steering node has those inputs too, so that a runtime without the plugin still runs
-the
-  file.
+  the file.
 """
 
 from __future__ import annotations

@@ -46,8 +46,7 @@ def choose_precision(wanted: str | None, stored: Iterable[str]) -> str:
     if wanted not in PRECISIONS:
         raise DacoError(
             f"--precision {wanted} cannot be had with --runtime tensorrt, whose attention takes fp16 and "
-            "bf16; "
-            "choose one of them"
+            "bf16; choose one of them"
         )
     return wanted
 

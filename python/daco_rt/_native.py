@@ -109,9 +109,9 @@ def build_info() -> dict[str, Any]:
     """Return what this build is: versions, commit, compiler, instruction sets and libraries.
 
     Keys: ``version``, ``commit``, ``compiler``, ``isas`` (built) and ``best_isa`` (used on this machine),
-    ``torch_headers``, ``onnxruntime_headers`` and ``tensorrt_headers`` (versions built against, empty if not
-    built), ``cuda``, ``tensorrt`` (whether each was built), and ``libraries``, whether each shared library
-    is installed.
+    ``torch_headers``, ``onnxruntime_headers`` and ``tensorrt_headers`` (versions built against, empty if
+    not built), ``cuda``, ``tensorrt`` (whether each was built), and ``libraries``, whether each shared
+    library is installed.
 
     Example
     -------

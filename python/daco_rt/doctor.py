@@ -131,7 +131,7 @@ def _plugin() -> str:
 def _tensorrt() -> str:
     if importlib.util.find_spec("tensorrt") is None:
         raise DacoError(
-            "not installed; needed, with a GPU, only where engines are built or run (export --runtime tensorrt)"
+            "not installed; only needed, with a GPU, to build and run engines (export --runtime tensorrt)"
         )
     import tensorrt
 

@@ -18,8 +18,9 @@ using nvinfer1::DimsExprs;
     if (Status s = (expression); !s.ok()) return s; \
   } while (false)
 
-// Up to here every number of rows is planned for; beyond, variants do not change any more and need grows.
-constexpr int64_t kEveryRow = 4096;
+// Up to here every number of rows is planned for, a tenth of a microsecond each; beyond, powers of two and
+// the last.
+constexpr int64_t kEveryRow = 1 << 17;
 
 // Stands for data that is not there yet: plans ask whether an operand is given, never what is in it.
 const void* placeholder() { return reinterpret_cast<const void*>(uintptr_t{256}); }

@@ -31,10 +31,8 @@ class Bundle:
     and under which name the token embeddings lie, ``image`` how image tokens stand in a prompt (None for a
     model without pictures), ``max_length`` the longest prompt plus answer in tokens, ``library_required``
     whether the graph runs only with the custom-op library, ``runtime`` which runtime the graph is written
-    for,
-    ``tensorrt`` what an engine is built from (``TensorRTPlan.to_dict``; None for another runtime),
-    ``checks`` how
-    far each file was checked.
+    for, ``tensorrt`` what an engine is built from (``TensorRTPlan.to_dict``; None for another runtime),
+    ``checks`` how far each file was checked.
 
     Example
     -------
@@ -211,8 +209,7 @@ def load_bundle(
     if bundle.runtime not in RUNTIMES or (bundle.runtime == "tensorrt") != (bundle.tensorrt is not None):
         raise ArtifactError(
             f"{where}: runtime must be one of {', '.join(RUNTIMES)}, and tensorrt an object where it is "
-            "tensorrt, "
-            f"got {bundle.runtime!r}; export the bundle again"
+            f"tensorrt, got {bundle.runtime!r}; export the bundle again"
         )
     artifact.file(DECODER)
     if {"file", "name"} - bundle.embedding.keys():

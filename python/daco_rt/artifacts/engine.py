@@ -1,11 +1,9 @@
 """TensorRT engines of a bundle: what they are built from, and whether those that lie there belong to it.
 
 An engine is made on the machine that runs it, after the export, so it is no file of the bundle's manifest.
-It stands in
-the folder ``engine`` with a record of its own, ``engine.json``: versions, device, and the hashes of
-everything
-that went into it. Steering operands are constants of an engine; one that was built from another pack is
-refused.
+It stands in the folder ``engine`` with a record of its own, ``engine.json``: versions, device, and the
+hashes of everything that went into it. Steering operands are constants of an engine; one that was built
+from another pack is refused.
 """
 
 from __future__ import annotations

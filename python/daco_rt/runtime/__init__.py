@@ -17,6 +17,7 @@ from daco_rt.runtime.request import GenerateRequest, GenerateResult, TextEvent, 
 from daco_rt.runtime.sampling import Sampling
 from daco_rt.runtime.session import DecoderSession, SessionInfo
 from daco_rt.runtime.telemetry import AnswerTelemetry, telemetry_table
+from daco_rt.runtime.tensorrt_session import TensorRTSession
 
 __all__ = [
     "AnswerTelemetry",
@@ -28,6 +29,7 @@ __all__ = [
     "Processor",
     "Sampling",
     "SessionInfo",
+    "TensorRTSession",
     "TextEvent",
     "Timings",
     "open_session",

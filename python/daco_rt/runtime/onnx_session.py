@@ -70,8 +70,7 @@ class OnnxSession(DecoderSession):
         if self.bundle.precision == "bf16":
             raise DacoError(
                 f"{self.bundle.path} is in bf16, which ONNX Runtime does not compute on CPU; run it in "
-                "TensorRT, or "
-                "export with --precision fp16"
+                "TensorRT, or export with --precision fp16"
             )
         path, reason = _pick_library(self.bundle, library)
         self._decoder = self._open(self.bundle.decoder_path, path)

@@ -27,8 +27,7 @@ def open_session(
     bundle : path or Bundle
     library : "auto", "require" or "off"
         For ONNX Runtime as in `OnnxSession`. "off" runs the portable form of a bundle for TensorRT in ONNX
-        Runtime:
-        slow, and meant for looking at it where there is no GPU.
+        Runtime: slow, and meant for looking at it where there is no GPU.
     threads : int, optional
         Of ONNX Runtime.
     verify : bool

@@ -1,10 +1,8 @@
 """What every session is: a decoder with a cache, whatever engine runs it.
 
 A session knows tensors only: embeddings in, logits and steering reports out. Prompts, sampling and text
-belong to
-`daco_rt.runtime.generate`. This module checks what is asked and walks through prompts; a session for an
-engine
-adds how one step and the vision tower are run.
+belong to `daco_rt.runtime.generate`. This module checks what is asked and walks through prompts; a session
+for an engine adds how one step and the vision tower are run.
 """
 
 from __future__ import annotations
@@ -94,8 +92,7 @@ class DecoderSession(ABC):
     @abstractmethod
     def _run(self, cache: KvCache, feed: dict[str, np.ndarray]) -> Step:
         """Run one step: ``feed`` holds the graph's inputs but the caches; ``policy_slots`` [B, S] is given
-        even
-        where the graph has none."""
+        even where the graph has none."""
 
     @abstractmethod
     def encode_images(self, pixel_values: NDArray[np.floating], *, tiles_at_once: int = 4) -> np.ndarray:

@@ -55,8 +55,7 @@ class TensorRTRunner:
         except ImportError as error:
             raise DacoError(
                 f"TensorRT's Python module cannot be imported ({error}); install `tensorrt`, or run the "
-                "bundle's "
-                "portable form with the library off"
+                "bundle's portable form with the library off"
             ) from error
         import torch
 
@@ -74,8 +73,7 @@ class TensorRTRunner:
         if self._engine is None:
             raise ArtifactError(
                 f"TensorRT {self.version} does not take {plan}: engines belong to one version and one GPU "
-                "model; "
-                "build it again here"
+                "model; build it again here"
             )
         # A context an optimisation profile: switching one between profiles would synchronise at each change.
         self._contexts: dict[int, Any] = {}
@@ -140,8 +138,7 @@ class TensorRTRunner:
             if not context.execute_async_v3(self._stream.cuda_stream):
                 raise DacoError(
                     "TensorRT refused a run; its log on standard error says why (a shape outside the "
-                    "profile, or the "
-                    "plugin's own sentence)"
+                    "profile, or the plugin's own sentence)"
                 )
             host = {name: held[name].to("cpu", non_blocking=True) for name in outputs}
         self._stream.synchronize()

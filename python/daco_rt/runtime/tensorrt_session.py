@@ -69,8 +69,8 @@ class EngineRunner(Protocol):
         """Run under a profile and wait for the result.
 
         ``feed`` are host arrays by input, ``outputs`` shapes and dtypes by output, ``in_place`` device
-        arrays by
-        input *or* output: an array that is named as both is updated where it lies. Returns ``outputs``.
+        arrays by input *or* output: an array that is named as both is updated where it lies. Returns
+        ``outputs``.
         """
 
 
@@ -159,8 +159,7 @@ class TensorRTSession(DecoderSession):
         """Return image embeddings [tiles, image_seq_length, d] of tiles [tiles, 3, H, W].
 
         The vision tower is loaded at the first call and runs on ``tiles_at_once`` tiles at a time, at most
-        as many
-        as the engine was built for.
+        as many as the engine was built for.
         """
         if self._vision is None:
             if self.engine.vision is None:
@@ -175,8 +174,8 @@ class TensorRTSession(DecoderSession):
         if pixels.shape[1:] != pixels_port.shape[1:]:
             raise DacoError(
                 f"image tiles must be {pixels_port.shape[2]} x {pixels_port.shape[3]} pixels for this "
-                "vision tower, "
-                f"got {pixels.shape[2]} x {pixels.shape[3]}; the processor does not belong to this bundle"
+                f"vision tower, got {pixels.shape[2]} x {pixels.shape[3]}; the processor does not belong to "
+                "this bundle"
             )
         size = min(tiles_at_once, self.plan.max_tiles)
         parts = []
