@@ -210,7 +210,7 @@ def export_model(
         precision=wanted,
         max_length=limit,
         steered_blocks=() if chosen is None else chosen.blocks,
-        coder="" if chosen is None else f"{chosen.coder} over {chosen.atoms} concepts, k = {chosen.k}",
+        coder="" if chosen is None else _coder(chosen),
         policies=() if chosen is None else tuple(policy.name for policy in chosen.policies),
         default_policy="off" if chosen is None else chosen.default_policy,
         vision=vision,
@@ -238,6 +238,14 @@ def parse_layers(text: str) -> tuple[int, ...]:
             raise PolicyError(f"--layers: {text!r} is no list of blocks; write 15-19 or 3,5 or 3,15-19")
         blocks.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(blocks))
+
+
+def _coder(pack: Pack) -> str:
+    """What codes or edits a block's rows, in a few words."""
+    if pack.op == "affine":
+        return f"affine edits of rank {pack.atoms}"
+    size = f", k = {pack.k}" if pack.coder in ("topk", "omp") else ""
+    return f"{pack.coder} over {pack.atoms} concepts{size}"
 
 
 def _name(family: str, checkpoint: str | Path | None) -> str:

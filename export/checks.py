@@ -12,6 +12,7 @@ from daco_rt.artifacts.pack import Pack
 from daco_rt.export.probe import KERNELS, Kernels, Probe, Stepper, Tap, taps_of
 from daco_rt.export.report import Report
 from daco_rt.ops.outcomes import CLOSE, Outcomes
+from daco_rt.ops.reference import steer_affine
 from daco_rt.runtime.positions import right_padded
 
 Embed = Callable[[NDArray], NDArray]
@@ -71,6 +72,10 @@ class Rows:
 
 def evaluate(pack: Pack, block: int, z: NDArray, slots: NDArray) -> Rows:
     """Work out what the float64 reference permits for each row."""
+    if pack.op == "affine":  # continuous: one result a row
+        return Rows(
+            z, slots, [[row] for row in steer_affine(z, slots, **pack.operands(block), phi=pack.coder).z]
+        )
     outcomes = Outcomes(
         pack.operands(block),
         coder=pack.coder,
@@ -225,6 +230,12 @@ def plant(operands: Mapping[str, NDArray], rows: NDArray, slot: int) -> NDArray[
     Without an edited code but with a shift, any row will do; ``None`` if the policy edits nothing.
     """
     base = np.asarray(rows[0], np.float64) if len(rows) else np.ones(operands["shift"].shape[1])
+    if "a" in operands:
+        a, b = (np.asarray(operands[name][slot]).astype(np.float64) for name in ("a", "b"))
+        moves = np.flatnonzero(a.any(axis=1) & b.any(axis=0))
+        if not moves.size:
+            return base if np.asarray(operands["shift"][slot]).any() else None
+        return base + a[moves[0]] * (2 * np.linalg.norm(base) / np.linalg.norm(a[moves[0]]))
     boost = operands.get("boost")
     gain = np.asarray(operands["gain"][slot])
     edited = np.flatnonzero(

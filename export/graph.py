@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import onnx_ir as ir
 
@@ -19,10 +19,10 @@ from daco_rt.errors import DacoError
 from daco_rt.models.config import DecoderConfig
 from daco_rt.models.decoder import OPERANDS, SteerNode, build_decoder
 from daco_rt.models.layers import Locate
-from daco_rt.ops.onnx_functions import function_refusal, steer_function
+from daco_rt.ops.onnx_functions import affine_function, function_refusal, steer_function
 
 PACK_FOLDER = "pack"
-OP_TYPES: dict[str, Literal["SteerSae", "SteerPursuit"]] = {"sae": "SteerSae", "pursuit": "SteerPursuit"}
+OP_TYPES = {"sae": "SteerSae", "pursuit": "SteerPursuit", "affine": "SteerAffine"}
 
 _ONNX_DTYPE = {
     "F32": ir.DataType.FLOAT,
@@ -60,26 +60,24 @@ def steered_decoder(
         model = build_decoder(config, weights, dtype=precision, locate=locate)
         return SteeredGraph(model, "")
     op_type = OP_TYPES[pack.op]
-    pursuit: dict[str, Any] = {"sign": pack.sign, "tol": pack.tol} if pack.op == "pursuit" else {}
     refusal = function_refusal(op_type, coder=pack.coder, k=pack.k, sign=pack.sign) or ""
-    functions = []
-    if not refusal:
-        body = steer_function(
-            op_type,
-            coder=pack.coder,
-            k=pack.k,
-            k_out=pack.k_out,
-            **pursuit,
-            activation=cast(Any, precision),
-            weight=cast(Any, pack.dtype),
-        )
-        functions.append(body)
+    functions = [] if refusal else [_function(op_type, pack, precision)]
     steer = {
         block: SteerNode(op_type, _attributes(pack), operands, slot_map, pack.k_out)
         for block, (operands, slot_map) in _operands(pack, op_type, bundle).items()
     }
     model = build_decoder(config, weights, dtype=precision, locate=locate, steer=steer, functions=functions)
     return SteeredGraph(model, refusal)
+
+
+def _function(op_type: str, pack: Pack, precision: str) -> ir.Function:
+    dtypes: dict[str, Any] = {"activation": precision, "weight": pack.dtype}
+    if pack.op == "affine":
+        return affine_function(phi=cast(Any, pack.coder), **dtypes)
+    pursuit: dict[str, Any] = {"sign": pack.sign, "tol": pack.tol} if pack.op == "pursuit" else {}
+    return steer_function(
+        cast(Any, op_type), coder=pack.coder, k=pack.k, k_out=pack.k_out, **pursuit, **dtypes
+    )
 
 
 def library_at_hand() -> bool:
@@ -94,6 +92,8 @@ def library_at_hand() -> bool:
 
 
 def _attributes(pack: Pack) -> dict[str, str | int | float]:
+    if pack.op == "affine":
+        return {"phi": pack.coder, "plugin_namespace": "ai.daco", "plugin_version": "1"}
     common: dict[str, str | int | float] = {
         "coder": pack.coder,
         "k": pack.k,

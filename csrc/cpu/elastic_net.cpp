@@ -14,7 +14,8 @@ namespace {
 
 constexpr double kTolerance = 1e-6;  // a step of this share of |z| is no step any more
 constexpr int64_t kAdmitted = 32;    // fewest places that a round offers
-constexpr int kSettling = 4;         // rounds without an admission that refine the codes
+constexpr float kCoarseSquare = 1e-2f;
+constexpr int kSettling = 4;  // rounds without an admission that refine the codes
 
 double l1_of(const SteerPursuit& op, const Net& net) {
   return static_cast<double>(op.alpha) * op.tau * net.norm;
@@ -24,14 +25,21 @@ bool both_signs(const SteerPursuit& op) { return op.sign == PursuitSign::kSigned
 
 // How far correlations from the Gram matrix may be off: its entries may be rounded, and rows of it stand in
 // for columns, which differ where E and A were rounded apart.
-double coarseness(const SteerPursuit& op) {
-  double worst = op.gram_dtype == DType::kF16 ? 0x1p-10 : 0.0;
-  if (is_symmetric(op)) return worst;
+double coarseness(const SteerPursuit& op, const Net& net) {
+  const double worst = op.gram_dtype == DType::kF16 ? 0x1p-10 : 0.0;
+  if (net.symmetric) return worst;
   const double rounding = op.weight == DType::kF32    ? 0x1p-22
                           : op.weight == DType::kF16  ? 0x1p-10
                           : op.weight == DType::kBF16 ? 0x1p-8
                                                       : 0x1p-7;
   return std::max(worst, rounding);
+}
+
+// Whether one matrix plays both roles, with one set of scales if it is quantised.
+bool is_one_matrix(const SteerPursuit& op) {
+  if (op.analysis != op.atoms) return false;
+  const auto m = static_cast<size_t>(atoms_of(op));
+  return op.scales == nullptr || std::memcmp(op.scales, op.scales + m, m * sizeof(float)) == 0;
 }
 
 float gram_entry(const SteerPursuit& op, const Kernels& kernels, int64_t i, int64_t j) {
@@ -73,18 +81,17 @@ int64_t admit(const SteerPursuit& op, const Kernels& kernels, int64_t count, Net
   for (int64_t i = 0; i < count; ++i) {
     const int32_t j = chosen[i];
     net->member[j / 64] |= uint64_t{1} << (j % 64);
-    float diagonal;
-    if (op.gram != nullptr && op.gram_dtype == DType::kF32) {
-      diagonal = gram_entry(op, kernels, j, j);
-    } else {
-      gram_row(op, kernels, j, &j, 1, scratch.atom, &diagonal);
-    }
+    float diagonal = op.gram != nullptr ? gram_entry(op, kernels, j, j) : 0.f;
+    // fp16 has no digits left for the squares of short atoms.
+    const bool is_exact = op.gram != nullptr && op.gram_dtype == DType::kF32;
+    if (!is_exact && diagonal < kCoarseSquare) gram_row(op, kernels, j, &j, 1, scratch.atom, &diagonal);
     if (!(diagonal > 0)) continue;
     if (left != nullptr && net->count < kSmallNet) left[net->count] = value[i];
     net->index[net->count] = j;
     net->code[net->count] = 0;
     net->diagonal[net->count] = diagonal;
-    net->length[net->count++] = static_cast<float>(synthesis_norm(op, kernels, j));
+    net->length[net->count++] =
+        net->symmetric ? std::sqrt(diagonal) : static_cast<float>(synthesis_norm(op, kernels, j));
   }
   return net->count - before;
 }
@@ -118,23 +125,19 @@ int64_t list_above(const SteerPursuit& op, const Kernels& kernels, const float* 
 // Brings the table of Gram entries up to the working set, where that is small enough.
 void extend_model(const SteerPursuit& op, const Kernels& kernels, Net* net, const NetScratch& scratch) {
   if (net->count > kSmallNet) return;
-  const bool symmetric = is_symmetric(op);
   for (int64_t a = net->modelled; a < net->count; ++a) {
     const int32_t j = net->index[a];
     float* column = scratch.column + a * kSmallNet;
     if (op.gram != nullptr) {
       for (int64_t i = 0; i < a; ++i) {
-        column[i] = gram_entry(op, kernels, net->index[i], j);
         scratch.entry[i] = gram_entry(op, kernels, j, net->index[i]);
+        if (!net->symmetric) column[i] = gram_entry(op, kernels, net->index[i], j);
       }
     } else {
       gram_row(op, kernels, j, net->index, a, scratch.atom, scratch.entry);
-      if (symmetric) {
-        std::copy(scratch.entry, scratch.entry + a, column);
-      } else {
-        gram_column(op, kernels, j, net->index, a, scratch.atom, column);
-      }
+      if (!net->symmetric) gram_column(op, kernels, j, net->index, a, scratch.atom, column);
     }
+    if (net->symmetric) std::copy(scratch.entry, scratch.entry + a, column);
     for (int64_t i = 0; i < a; ++i) scratch.column[i * kSmallNet + a] = scratch.entry[i];
     column[a] = net->diagonal[a];
   }
@@ -267,6 +270,7 @@ void begin(const SteerPursuit& op, const Kernels& kernels, const float* x, doubl
   net->settling = 0;
   // Against a zero row every correlation that a bias leaves is infinitely large; its code is empty.
   net->running = norm > 0;
+  net->symmetric = is_one_matrix(op);
   const float peak = kernels.peak(start, atoms_of(op), both_signs(op)).value;
   net->floor = kTolerance * std::max(static_cast<double>(peak), 0.0);
   std::memset(net->member, 0, static_cast<size_t>(member_words(atoms_of(op))) * sizeof(uint64_t));
@@ -274,7 +278,7 @@ void begin(const SteerPursuit& op, const Kernels& kernels, const float* x, doubl
 
 void solve_net(const SteerPursuit& op, const Kernels& kernels, const float* start, Net* net,
                const NetScratch& scratch) {
-  const double coarse = coarseness(op), level = l1_of(op, *net) + net->floor;
+  const double coarse = coarseness(op, *net), level = l1_of(op, *net) + net->floor;
   const float* correlation = start;
   while (net->running) {
     double reach = 0;

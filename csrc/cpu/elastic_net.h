@@ -24,6 +24,7 @@ struct Net {
   int64_t modelled;  // how many of them have Gram entries in the scratch
   double floor;      // correlations this little above l1 are no violation
   int settling;      // rounds since the last admission
+  bool symmetric;    // E is A: G[i, j] = G[j, i] and |A_j|^2 = G[j, j], up to fp32 rounding
   bool running;
 };
 

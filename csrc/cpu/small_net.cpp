@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kQuickSweeps = 24;        // before the linear system is tried
 constexpr double kQuickStep = 100;      // or until steps are this many times the tolerance
-constexpr double kLastStep = 0.1;        // share of the tolerance at which sweeps alone are done
+constexpr double kLastStep = 0.1;       // share of the tolerance at which sweeps alone are done
 constexpr double kEntering = 1e-2;      // share of the tolerance from which on a code at zero must leave it
 constexpr double kBrokenPivot = 1e-10;  // of the diagonal entry: the atoms are dependent
 constexpr int64_t kRounds = 4 * kSmallSolve;

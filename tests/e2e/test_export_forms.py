@@ -1,4 +1,4 @@
-"""Bundles of packs in other forms than the default: int8 weights, the elastic net."""
+"""Bundles of packs in other forms than the default: int8 weights, the elastic net, affine edits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 from daco_rt.artifacts import load_dictionary
 from daco_rt.dictionary import dictionary_for
 from daco_rt.export import export_model, verify_bundle
-from daco_rt.steering import compile_pursuit_pack
+from daco_rt.runtime.generate import Generator
+from daco_rt.runtime.request import GenerateRequest
+from daco_rt.steering import compile_affine_pack, compile_pursuit_pack
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +46,29 @@ def test_an_elastic_net_pack_verifies_with_the_library(dictionary, tmp_path):
     assert "elastic_net" in result.library_required
     report = verify_bundle(out, tokens=6)
     assert report.passed, failed(report)
+
+
+def test_an_affine_pack_verifies_with_the_library_and_as_a_function(dictionary, tmp_path):
+    blocks = dictionary.blocks[:2]
+    pack = compile_affine_pack(
+        {block: dictionary.atoms(block)[:3] for block in blocks},
+        tmp_path / "pack",
+        model=dictionary.model,
+        median_norm=dictionary.median_norm,
+        means={block: dictionary.mean(block) for block in blocks},
+        strengths={"default": 1.0, "mirror": 2.0},
+    )
+    out = tmp_path / "bundle"
+    result = export_model("internvl", checkpoint="pocket-internvl", pack=pack.path, output=out)
+    assert not result.library_required and "affine edits of rank 3" in result.coder
+    report = verify_bundle(out, tokens=8)
+    assert report.passed, failed(report)
+    states = {check.name: check.state for check in report.checks}
+    assert states["library and functions agree"] == "pass"
+    assert states["logits equal Hugging Face, policy default"] == "pass"
+    generator = Generator(out)
+    plain, steered = (
+        generator.generate([GenerateRequest("hello", policy=name, max_new_tokens=6)])[0]
+        for name in ("off", "mirror")
+    )
+    assert plain.token_ids and steered.token_ids

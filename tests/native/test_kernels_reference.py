@@ -125,7 +125,8 @@ def test_sae(isa, coder):
         def call(threads, problem=problem, k=k, k_out=k_out, threshold=threshold):
             return kernels.steer_sae(
                 problem.z, problem.slots, problem.stored[0], problem.bias, problem.stored[1],
-                threshold=threshold, scales=problem.scales, **problem.policy, coder=coder, k=k, k_out=k_out, isa=isa, threads=threads,
+                threshold=threshold, scales=problem.scales, **problem.policy,
+                coder=coder, k=k, k_out=k_out, isa=isa, threads=threads,
             )  # fmt: skip
 
         out = run_all_ways(call, problem)

@@ -45,7 +45,7 @@ def draw(seed: str, metric: bool):
 
 
 def conditions_broken(problem, t, code, gram, tau, alpha, sign) -> float:
-    """The longest step that a coordinate of row t's code would still take, relative to ‖z‖, beyond rounding."""
+    """The longest step that a coordinate of row t's code would take, relative to ‖z‖, beyond rounding."""
     row = problem.z[t].astype(np.float64)
     norm = float(np.linalg.norm(row))
     error = problems.correlation_error(problem, t)

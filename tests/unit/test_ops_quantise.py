@@ -61,7 +61,7 @@ def test_misuse():
         quantise(np.ones((2, 2), np.float32), "int4")
     with pytest.raises(TypeError, match="quantise: matrix must be of floats, got int64"):
         quantise(np.ones((2, 2), np.int64))
-    with pytest.raises(TypeError, match="quantise: matrix must be of floats, got torch.int8"):
+    with pytest.raises(TypeError, match=r"quantise: matrix must be of floats, got torch\.int8"):
         quantise(torch.ones(2, 2, dtype=torch.int8))
     with pytest.raises(ValueError, match=r"quantise: matrix must have shape \(m, d\), got \(3,\)"):
         quantise(np.ones(3, np.float32))

@@ -93,11 +93,14 @@ def _policy(pack: Pack, index: int) -> dict[str, Any]:
     for block in policy.blocks:
         slot = int(pack.slot_map[pack.blocks.index(block), policy.slot])
         operands = pack.operands(block)
-        touched = operands["gain"][slot] != 1
-        if operands["boost"].size:
-            touched = touched | (operands["boost"][slot] != 0)
+        if pack.op == "affine":
+            touched = np.asarray(operands["b"][slot]).astype(np.float32).any(axis=0)
+        else:
+            touched = operands["gain"][slot] != 1
+            undesirable[str(block)] = int(np.count_nonzero(operands["undesirable"][slot]))
+            if operands["boost"].size:
+                touched = touched | (operands["boost"][slot] != 0)
         edited[str(block)] = int(np.count_nonzero(touched))
-        undesirable[str(block)] = int(np.count_nonzero(operands["undesirable"][slot]))
         if operands["shift"][slot].any():
             shifted.append(block)
     return {

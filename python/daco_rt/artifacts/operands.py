@@ -1,6 +1,6 @@
 """The operator contract as tables: which operands a steered block has, their dtypes and shapes, and checks.
 
-m atoms (latents of an SAE, concepts of a dictionary), d width, P slots including 0 (off) and 1 (observe).
+m atoms (latents of an SAE, concepts of a dictionary, the rank of an affine edit), d width, P slots including 0 (off) and 1 (observe).
 """
 
 from __future__ import annotations
@@ -12,13 +12,19 @@ import numpy as np
 
 from daco_rt.errors import ArtifactError
 
-CODERS = {"sae": ("topk", "relu", "jumprelu", "none"), "pursuit": ("omp", "elastic_net")}
+CODERS = {
+    "sae": ("topk", "relu", "jumprelu", "none"),
+    "pursuit": ("omp", "elastic_net"),
+    # An affine edit has no code; what stands here is its phi. Packs have no clamped ones.
+    "affine": ("identity", "relu"),
+}
 SIGNS = ("positive", "signed", "nnls")
 MAX_PURSUIT_K = 64
 
 DTYPE_LABELS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "I8": "int8"}
 
 _FLOAT, _WEIGHT, _GRAM, _BOOL = ("F32",), ("F32", "F16", "BF16", "I8"), ("F32", "F16"), ("BOOL",)
+_PLAIN = _WEIGHT[:3]
 _EDIT: dict[str, tuple[tuple[str, ...], str]] = {
     "gain": (_FLOAT, "Pm"),
     "boost": (_FLOAT, "Pm"),
@@ -43,11 +49,18 @@ OPERANDS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
         "atoms": (_WEIGHT, "md"),
         **_EDIT,
     },
+    "affine": {
+        "a": (_PLAIN, "Pmd"),
+        "a_bias": (_FLOAT, "Pm"),
+        "b": (_PLAIN, "Pdm"),
+        "shift": (_FLOAT, "Pd"),
+        "limits": (_FLOAT, "P4"),
+    },
 }
 OPTIONAL = frozenset({"threshold", "boost", "gram", "scales"})
 # A missing one of these is read as an empty array; a missing gram is left out, for the host to build.
 EMPTY_WHEN_ABSENT = frozenset({"threshold", "boost"})
-MATRICES = {"sae": ("enc", "dec"), "pursuit": ("analysis", "atoms")}
+MATRICES = {"sae": ("enc", "dec"), "pursuit": ("analysis", "atoms"), "affine": ("a", "b")}
 
 Spec = tuple[str, tuple[int, ...]]
 
@@ -68,7 +81,7 @@ def check_specs(op: str, specs: Mapping[str, Spec], where: str) -> Sizes:
 
     Parameters
     ----------
-    op : "sae" or "pursuit".
+    op : "sae", "pursuit" or "affine".
     specs : operand → (safetensors dtype, shape); empty optional operands are left out.
     where : the beginning of the error's sentence.
 
@@ -84,15 +97,15 @@ def check_specs(op: str, specs: Mapping[str, Spec], where: str) -> Sizes:
     if unknown or missing:
         what = f"unknown operand '{unknown[0]}'" if unknown else f"operand '{missing[0]}' is missing"
         raise ArtifactError(f"{where}: {what}; {op} takes {', '.join(contract)}")
-    for name in (first, "gain"):
-        if len(specs[name][1]) != 2 or 0 in specs[name][1]:
-            raise ArtifactError(
-                f"{where}: '{name}' must be a matrix with elements, got {list(specs[name][1])}"
-            )
-    (m, d), slots = specs[first][1], specs["gain"][1][0]
+    table = "a" if op == "affine" else "gain"  # the operand that says how many slots there are
+    for name in dict.fromkeys((first, table)):
+        if len(specs[name][1]) != len(contract[name][1]) or 0 in specs[name][1]:
+            what = "a matrix" if len(contract[name][1]) == 2 else "a matrix a slot"
+            raise ArtifactError(f"{where}: '{name}' must be {what} with elements, got {list(specs[name][1])}")
+    (m, d), slots = specs[first][1][-2:], specs[table][1][0]
     if slots < 2:
         raise ArtifactError(
-            f"{where}: 'gain' must have a row a slot, off and observe included, got {slots} rows"
+            f"{where}: '{table}' must have a row a slot, off and observe included, got {slots} rows"
         )
     lengths = {"m": m, "d": d, "P": slots, "2": 2, "4": 4}
     for name, (dtype, shape) in specs.items():

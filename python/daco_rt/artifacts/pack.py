@@ -243,7 +243,8 @@ def save_pack(
     path : the folder to make.
     operands : block → operand → array. sae: enc [m, d], enc_bias [m], dec [m, d], threshold [m], gain, boost,
         undesirable [P, m], shift [P, d], limits [P, 4]; pursuit: analysis [N, d], bias [N], gram [N, N],
-        atoms [N, d] and the rest as before. threshold, boost and gram may be absent or empty. Matrices fp32,
+        atoms [N, d] and the rest as before; affine: a [P, r, d], a_bias [P, r], b [P, d, r], shift, limits.
+        threshold, boost and gram may be absent or empty. Matrices fp32,
         fp16, ``ml_dtypes.bfloat16`` or int8 with scales [2, m] (row 0 of enc or analysis, row 1 of dec or
         atoms); gram fp32 or fp16, undesirable bool, the rest fp32.
     policies, default_policy : the named slots; the default may also be "off" or "observe".

@@ -36,8 +36,10 @@ OPERANDS = {
                  "scales"),
     "SteerPursuit": ("analysis", "bias", "gram", "atoms", "gain", "boost", "undesirable", "shift", "limits",
                      "scales"),
+    "SteerAffine": ("a", "a_bias", "b", "shift", "limits"),
 }  # fmt: skip
 """Operands of each steering operator after ``z`` and ``slots``, in the order of its inputs."""
+_OUTPUTS = {"SteerSae": 4, "SteerPursuit": 4, "SteerAffine": 2}
 
 _INT64, _INT32 = ir.DataType.INT64, ir.DataType.INT32
 
@@ -277,14 +279,14 @@ def _visible(op: Any, x: ir.Value, write: ir.Value, cache: ir.Value) -> ir.Value
 def _steer(
     op: Any, x: ir.Value, slots: ir.Value | None, block: int, node: SteerNode, width: int, dtype: ir.DataType
 ) -> list[ir.Value]:
-    """Append one block's steering: [z', doses, support_index, support_value]."""
+    """Append one block's steering: [z', doses, support_index, support_value], of affine edits [z', doses]."""
     prefix = f"steer.{block}."
     own = op.Gather(op.initializer(node.slot_map, prefix + "slot_map"), slots, axis=0)
     inputs = []
     for name in OPERANDS[node.op_type]:
         tensor = node.operands.get(name)
         inputs.append(None if tensor is None else op.initializer(tensor, prefix + name))
-    names = ("steered", "doses", "support_index", "support_value")
+    names = ("steered", "doses", "support_index", "support_value")[: _OUTPUTS[node.op_type]]
     outputs = [ir.Value(name=f"{name}.{block}") for name in names]
     op.builder.call_op(
         node.op_type,
@@ -297,8 +299,9 @@ def _steer(
     rows: list[int | str] = ["batch", "sequence"]
     declare(outputs[0], dtype, [*rows, width])
     declare(outputs[1], ir.DataType.FLOAT, [*rows, 2])
-    declare(outputs[2], _INT32, [*rows, node.k_out])
-    declare(outputs[3], ir.DataType.FLOAT, [*rows, node.k_out])
+    if len(outputs) > 2:
+        declare(outputs[2], _INT32, [*rows, node.k_out])
+        declare(outputs[3], ir.DataType.FLOAT, [*rows, node.k_out])
     return outputs
 
 
@@ -311,5 +314,7 @@ def _check_steer(config: DecoderConfig, steer: Mapping[int, SteerNode], deepstac
             raise ValueError(f"steer[{block}]: operator {node.op_type!r} is unknown; known: {known}")
         if unknown := sorted(set(node.operands) - set(OPERANDS[node.op_type])):
             raise ValueError(f"steer[{block}]: {node.op_type} has no operand {', '.join(unknown)}")
+        if node.k_out and _OUTPUTS[node.op_type] == 2:
+            raise ValueError(f"steer[{block}]: {node.op_type} reports no support; k_out must be 0")
     if not 0 <= deepstack <= config.num_layers:
         raise ValueError(f"deepstack: expected 0…{config.num_layers} blocks, got {deepstack}")

@@ -1,4 +1,4 @@
-"""The elastic net in float64, by plain cyclic coordinate descent: the definition that kernels are tested against."""
+"""The elastic net in float64, by plain cyclic coordinate descent: what kernels are tested against."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 STEP_MIN = 1e-13
-"""The descent ends when no step moves its code by more than this, relative to ‖z‖, in the length of c_j·A_j."""
+"""The descent ends when no step moves c_j·A_j by more than this, relative to ‖z‖."""
 MAX_SWEEPS = 20_000
 
 
@@ -54,7 +54,7 @@ def elastic_net(
         longest = 0.0
         # Atoms at zero within the bound would stay there: only the others have a step to make.
         pull = np.abs(left) if signed else left
-        for j in np.flatnonzero(usable & ((code != 0) | (pull > l1))):
+        for j in np.flatnonzero(usable & ((code != 0) | (pull > l1))).tolist():
             target = left[j] + diagonal[j] * code[j]
             size = max(abs(target) - l1, 0.0) if signed or target > 0 else 0.0
             step = np.copysign(size, target) / (diagonal[j] + l2) - code[j]

@@ -1,7 +1,8 @@
 """The steering operators on NumPy arrays: the native kernels without torch.
 
-The arguments are those of :mod:`daco_rt.ops`, plus how to run. Arrays may be read-only or strided (strided ones are copied); bf16 arrays have dtype
-``ml_dtypes.bfloat16``. No thread is started unless ``threads`` is more than 1, and none outlives a call.
+The arguments are those of :mod:`daco_rt.ops`, plus how to run. Arrays may be read-only or strided (strided
+ones are copied); bf16 arrays have dtype ``ml_dtypes.bfloat16``. No thread is started unless ``threads`` is
+more than 1, and none outlives a call.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ def steer_sae(
     boost : [P, m], fp32, optional
         Added to each active code.
     scales : [2, m], fp32
-        Of quantised weights, as :func:`quantise` gives them: row 0 multiplies the rows of ``enc``, row 1 those
-        of ``dec``. None for other weights.
+        Of quantised weights, as :func:`quantise` gives them: row 0 multiplies the rows of ``enc``, row 1
+        those of ``dec``. None for other weights.
     coder : "topk" | "relu" | "jumprelu" | "none"
         ``topk`` reads all of enc; ``relu`` and ``jumprelu`` only the latents that some policy edits or
         reports, so they are cheaper; ``none`` reads neither matrix and adds the shift.
@@ -152,18 +152,19 @@ def steer_pursuit(
     z, slots, gain, undesirable, shift, limits, boost, scales, k_out
         As in :func:`steer_sae`, with m the number of atoms.
     analysis, atoms : [m, d], fp32 | fp16 | bf16 | int8, both the same
-        E and A; the same matrix for plain pursuit, different ones for pursuit in a metric. Quantised ones come
-        with ``scales``: row 0 for E, row 1 for A.
+        E and A; the same matrix for plain pursuit, different ones for pursuit in a metric. Quantised ones
+        come with ``scales``: row 0 for E, row 1 for A.
     bias : [m], fp32
     gram : [m, m], fp32 | fp16, optional
         ``build_gram(analysis, atoms)``. Without it every step of every row reads the atoms again, up to k
         times slower; it costs 4 or 2 bytes per pair of atoms. fp16 serves selection, coefficients are fp32.
     coder : "omp" | "elastic_net"
     k : int
-        Largest support of ``omp``, 1 ≤ k ≤ min(m, 64). The elastic net has as many codes as its penalty leaves.
+        Largest support of ``omp``, 1 ≤ k ≤ min(m, 64). The elastic net has as many codes as its penalty
+        leaves.
     sign : "positive" | "signed" | "nnls"
-        ``omp``: pick by the largest correlation and edit positive codes only; pick by absolute value; or solve
-        non-negative least squares at every refit (slower). ``elastic_net``: c ≥ 0 unless ``signed``.
+        ``omp``: pick by the largest correlation and edit positive codes only; pick by absolute value; or
+        solve non-negative least squares at every refit (slower). ``elastic_net``: c ≥ 0 unless ``signed``.
     tol : float
         ``omp``: stop when the residual's norm (not squared) is at most tol·‖z‖; 0 never stops early.
     tau, alpha : float
@@ -286,7 +287,7 @@ def build_gram(
     )
 
 
-def _call(op: str, operands: tuple[Tensor, ...], **options: Any) -> tuple[Tensor, ...]:
+def _call(op: str, operands: tuple[Tensor, ...], **options: Any) -> Any:
     """Run an operator; explain in Python's exceptions what it refuses.
 
     The library checks every operand itself, so the checks here cost nothing until a call fails. A traced
@@ -313,7 +314,8 @@ def _explain(op: str, operands: tuple[Tensor, ...], options: dict[str, Any]) -> 
                     f"{op}: fp8 weights have kernels on CUDA only; quantise to int8 or use fp32, fp16 or bf16"
                 )
     if op == "steer_affine":
-        checks.check_affine(_dtype, *operands, **options)
+        z, slots, a, a_bias, b, shift, limits = operands
+        checks.check_affine(_dtype, z, slots, a, a_bias, b, shift, limits, **options)
         return
     gain, boost, undesirable, shift, limits, scales = operands[6:]
     policies = checks.Policies(gain, _given(boost), undesirable, shift, limits, _given(scales))

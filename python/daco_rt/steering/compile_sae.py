@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from daco_rt.artifacts import Concept, ModelIdentity, Pack, Sae, save_pack

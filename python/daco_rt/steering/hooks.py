@@ -204,6 +204,8 @@ def _native(pack: Pack, block: int, device: torch.device, gram: bool | None, tel
     call: dict[str, Any] = {
         name: to_torch(array, device) for name, array in pack.operands(block).items() if array.size
     }
+    if pack.op == "affine":
+        return lambda z, slots: _without_support(*ops.steer_affine(z, slots, **call, phi=pack.coder))
     call |= _attributes(pack, telemetry)
     if pack.op == "sae":
         return lambda z, slots: ops.steer_sae(z, slots, **call)
@@ -216,8 +218,9 @@ def _reference(pack: Pack, block: int, telemetry: bool) -> _Run:
     """The definition in float64. Rows that must be copied are taken from the input itself."""
     call: dict[str, Any] = {name: array for name, array in pack.operands(block).items() if array.size}
     call.pop("gram", None)  # a rounded one would make the reference less exact
-    call |= _attributes(pack, telemetry)
-    steer_rows = reference.steer_sae if pack.op == "sae" else reference.steer_pursuit
+    call |= {"phi": pack.coder} if pack.op == "affine" else _attributes(pack, telemetry)
+    by_op = {"sae": reference.steer_sae, "pursuit": reference.steer_pursuit, "affine": reference.steer_affine}
+    steer_rows: Callable[..., Any] = by_op[pack.op]
 
     def run(z: torch.Tensor, slots: torch.Tensor) -> Steered:
         rows = to_numpy(z)
@@ -226,9 +229,17 @@ def _reference(pack: Pack, block: int, telemetry: bool) -> _Run:
         unchanged = (found.z == rows) | (np.isnan(found.z) & np.isnan(rows))
         same = torch.from_numpy(unchanged.all(axis=-1)).to(z.device)
         parts[0] = torch.where(same[..., None], z, parts[0].to(z.dtype))
+        if len(parts) == 2:
+            return _without_support(parts[0], parts[1].float())
         return Steered(parts[0], parts[1].float(), parts[2], parts[3].float())
 
     return run
+
+
+def _without_support(z: Any, doses: Any) -> Steered:
+    """The result of an operator that has no code."""
+    rows = z.shape[:-1]
+    return Steered(z, doses, doses.new_empty((*rows, 0), dtype=torch.int32), doses.new_empty((*rows, 0)))
 
 
 def _attributes(pack: Pack, telemetry: bool) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def function_refusal(op_type: str, *, coder: str, k: int, sign: str = "positive"
     >>> function_refusal("SteerPursuit", coder="omp", k=16) is None
     True
     """
-    if op_type == "SteerSae":
+    if op_type != "SteerPursuit":
         return None
     what = None
     if coder == "elastic_net":

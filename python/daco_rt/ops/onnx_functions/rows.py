@@ -147,7 +147,7 @@ def any_nonzero(op: Body, x: ir.Value) -> ir.Value:
 
 
 def add_delta(op: Body, rows: Rows, delta: ir.Value, limits: ir.Value, moved: ir.Value) -> Edited:
-    """z + delta under the dose cap and norm keeping of ``limits`` [T, 4], for rows that are ``moved`` [T, 1]."""
+    """z + delta under the dose cap and norm keeping of ``limits`` [T, 4], for ``moved`` rows [T, 1]."""
     max_dose, keep_norm = column(op, limits, 1), column(op, limits, 2)
     zero = op.number(0.0)
     length = op.row_norm(delta)
