@@ -18,10 +18,10 @@ PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
 export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup export test saelens lint format bench bench-peers clean
+.PHONY: help setup export test test-saelens test-tensorrt lint format bench bench-peers clean
 
 help: ## show the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
 
 setup: $(STAMPS)/install ## compiler, virtual environment, headers, native build
 
@@ -36,9 +36,10 @@ $(STAMPS)/venv: constraints.txt requirements-dev.txt $(STAMPS)/system
 	$(BIN)/python scripts/pip_retry.py install -q -c constraints.txt -r requirements-dev.txt
 	@touch $@
 
-$(STAMPS)/headers: cmake/fetch_onnxruntime_headers.sh
+$(STAMPS)/headers: cmake/fetch_onnxruntime_headers.sh cmake/fetch_tensorrt_headers.py $(STAMPS)/venv
 	@mkdir -p $(STAMPS)
 	bash cmake/fetch_onnxruntime_headers.sh
+	$(BIN)/python cmake/fetch_tensorrt_headers.py
 	@touch $@
 
 # The editable install compiles the native libraries; Python files are used where they stand.
@@ -57,13 +58,22 @@ test: $(STAMPS)/install ## every test that needs no GPU
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # sae-lens brings a hundred packages, so it gets an environment of its own.
-saelens: $(STAMPS)/install $(STAMPS)/saelens ## test SAE folders against the real sae-lens, both ways
+test-saelens: $(STAMPS)/install $(STAMPS)/saelens ## test SAE folders against the real sae-lens, both ways
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/parity/test_saelens.py
 
 $(STAMPS)/saelens: constraints.txt scripts/pip_retry.py
 	test -x .venv-saelens/bin/python || $(PYTHON) -m venv .venv-saelens
 	.venv-saelens/bin/python scripts/pip_retry.py install -q torch==2.13.0 sae-lens==6.54.12
 	@touch $@
+
+# NVIDIA's lean runtime and TensorRT-RTX (140 MB), for tests alone: they run without a GPU.
+TENSORRT_WHEELS := tensorrt-lean-cu13-bindings==11.4.0.106 tensorrt-lean-cu13-libs==11.4.0.106 \
+                   tensorrt-rtx-cu13-bindings==1.7.1.116 tensorrt-rtx-cu13-libs==1.7.1.116
+
+test-tensorrt: $(STAMPS)/install ## the plugin in NVIDIA's lean runtime, exported graphs in TensorRT-RTX
+	$(BIN)/python scripts/pip_retry.py install -q --no-deps --upgrade --target build/deps/tensorrt-wheels \
+	  $(TENSORRT_WHEELS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/native/test_tensorrt_plugin.py tests/e2e/test_tensorrt_rtx.py
 
 lint: $(STAMPS)/install ## ruff, mypy, import-linter, clang-format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -13,13 +13,15 @@ from typing import Any
 
 import onnx_ir as ir
 
-from daco_rt.artifacts.bundle import DECODER, PACK, PROCESSOR, VISION, bundle_fields
+from daco_rt.artifacts.bundle import DECODER, PACK, PROCESSOR, RUNTIMES, VISION, bundle_fields
 from daco_rt.artifacts.pack import Pack, load_pack
 from daco_rt.artifacts.store import ArtifactWriter, check_target, new_artifact
 from daco_rt.artifacts.tensors import TensorRef
 from daco_rt.errors import ArtifactError, DacoError, PolicyError
 from daco_rt.export.command import default_output
 from daco_rt.export.graph import library_at_hand, steered_decoder
+from daco_rt.export.tensorrt import target
+from daco_rt.export.tensorrt.recipe import RECIPE
 from daco_rt.export.weights import CONVERTED, Placement, place_weights
 from daco_rt.models import Checkpoint, family_of, model_identity, resolve_checkpoint
 
@@ -61,6 +63,8 @@ class ExportResult:
     converted_bytes: int
     library_required: str
     seconds: float
+    runtime: str = "onnxruntime"
+    engine: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON values."""
@@ -82,9 +86,19 @@ class ExportResult:
         print(f"  pictures  {'yes' if self.vision else 'no vision tower'}")
         print(f"  steering  {steering}")
         print(f"  weights   {weights}")
-        if self.library_required:
+        if self.library_required and self.runtime == "onnxruntime":
             print(f"  needs the custom-op library: {self.library_required}")
-        print(f"next: daco-rt verify {self.path}")
+        if self.runtime == "tensorrt":
+            print(
+                "  engine    "
+                f"{self.engine or 'none yet: ' + self.path + '/' + RECIPE + ' says how to build it'}"
+            )
+        if self.runtime == "tensorrt" and self.engine:
+            print(f"next: daco-rt generate {self.path} --prompt 'What is a dagger?'")
+        elif self.precision == "bf16":
+            print(f"next: python -m daco_rt.export.tensorrt {self.path} on the machine that will run it")
+        else:
+            print(f"next: daco-rt verify {self.path}")
 
 
 def export_model(
@@ -98,6 +112,8 @@ def export_model(
     layers: Iterable[int] | None = None,
     vision: bool = True,
     overwrite: bool = False,
+    runtime: str = "onnxruntime",
+    max_batch: int | None = None,
 ) -> ExportResult:
     """Write a bundle.
 
@@ -107,11 +123,17 @@ def export_model(
     checkpoint : folder, hub id or built-in name; by default the family's ``smol`` model, fetched if absent.
     pack : folder of a concept pack; by default the one that belongs to a built-in checkpoint.
     output : folder to write; by default ``bundles/`` and the checkpoint's name.
-    precision : ``"fp32"`` or ``"fp16"``; by default the checkpoint's own, and fp32 for bf16 checkpoints.
-    max_length : longest prompt plus answer in tokens; by default the model's own limit, at most 8192.
+    precision : ``"fp32"`` or ``"fp16"``; by default the checkpoint's own, and fp32 for bf16 checkpoints. For
+        TensorRT ``"fp16"`` or ``"bf16"``, by default bf16 for bf16 checkpoints and fp16 for others.
+    max_length : longest prompt plus answer in tokens; by default the model's own limit, at most 8192, and
+        2048 for TensorRT, whose caches always have this length.
     layers : steer only these of the pack's blocks.
     vision : whether to export the vision tower.
     overwrite : replace a bundle that is there; until the new one is complete the old one stays.
+    runtime : ``"onnxruntime"`` or ``"tensorrt"``. For TensorRT the graph is written in its dialect, with
+        the plugin library beside it; the engine is built where TensorRT can be imported, else the bundle
+        says how to build it.
+    max_batch : most requests run together, TensorRT only; by default 8.
 
     Raises
     ------
@@ -123,31 +145,42 @@ def export_model(
     >>> export_model("internvl", checkpoint="pocket-internvl", output="bundles/pocket")   # doctest: +SKIP
     """
     began = time.perf_counter()
-    target = Path(output) if output is not None else default_output(_name(family, checkpoint))
-    check_target(target, overwrite=overwrite)
+    if runtime not in RUNTIMES:
+        raise DacoError(f"--runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    if max_batch is not None and runtime != "tensorrt":
+        raise DacoError(
+            "--max-batch is a limit of TensorRT engines; pass --runtime tensorrt, or leave it out"
+        )
+    label = _name(family, checkpoint) + ("-trt" if runtime == "tensorrt" else "")
+    folder = Path(output) if output is not None else default_output(label)
+    check_target(folder, overwrite=overwrite)
     ckpt = resolve_checkpoint(family, checkpoint)
-    wanted = _precision(ckpt, precision)
-    limit = _max_length(ckpt, max_length)
+    wanted = _precision(ckpt, precision, runtime)
+    limit = _max_length(ckpt, max_length, target.LENGTH if runtime == "tensorrt" else LONGEST)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="daco-rt-")))
         chosen, note = _pack(ckpt, pack, layers, scratch)
-        writer = stack.enter_context(new_artifact(target, "bundle", overwrite=overwrite))
+        writer = stack.enter_context(new_artifact(folder, "bundle", overwrite=overwrite))
         placement = place_weights(_needed(ckpt, vision), wanted, writer)
         if chosen is not None:
             chosen = chosen.save_to(writer.path / PACK)
         graph = steered_decoder(
             ckpt.decoder, ckpt.text_weights(), wanted, placement.locate, chosen, writer.path
         )
-        if graph.library_required and not library_at_hand():
+        if graph.library_required and runtime == "onnxruntime" and not library_at_hand():
             print(
                 f"note: {graph.library_required}; the custom-op library was not built here, so this bundle "
                 "does not run on this machine",
                 file=sys.stderr,
             )
+        tower = family_of(ckpt).build_vision(ckpt, dtype=wanted, locate=placement.locate) if vision else None
+        plan = None
+        if runtime == "tensorrt":
+            plan = target.choose_plan(limit, max_batch, steered=chosen is not None)
+            target.add_to_bundle(writer, graph.model, tower, plan)
         ir.save(graph.model, writer.path / DECODER)
-        if vision:
-            spec = family_of(ckpt)
-            ir.save(spec.build_vision(ckpt, dtype=wanted, locate=placement.locate), writer.path / VISION)
+        if tower is not None:
+            ir.save(tower, writer.path / VISION)
         _copy_processor(ckpt, writer)
         writer.set(
             source=str(ckpt.path),
@@ -163,13 +196,15 @@ def export_model(
                 model=model_identity(ckpt),
                 pack=chosen,
                 k_out=0 if chosen is None else chosen.k_out,
+                tensorrt=None if plan is None else plan.to_dict(),
             ),
         )
     if note:
         print(note, file=sys.stderr)
+    engine = target.build_if_possible(folder) if runtime == "tensorrt" else ""
     needed = {ref.name: ref for ref in _needed(ckpt, vision)}
     return ExportResult(
-        path=str(target),
+        path=str(folder),
         family=ckpt.family,
         checkpoint=ckpt.label,
         precision=wanted,
@@ -183,6 +218,8 @@ def export_model(
         converted_bytes=placement.copied_bytes,
         library_required=graph.library_required,
         seconds=time.perf_counter() - began,
+        runtime=runtime,
+        engine=engine,
     )
 
 
@@ -217,17 +254,24 @@ def _name(family: str, checkpoint: str | Path | None) -> str:
     return Path(str(checkpoint).rstrip("/")).name.partition("@")[0]
 
 
-def _precision(ckpt: Checkpoint, wanted: str | None) -> str:
+def _precision(ckpt: Checkpoint, wanted: str | None, runtime: str) -> str:
+    stored = {ref.dtype for ref in ckpt.text_weights().values()}
+    if runtime == "tensorrt":
+        return target.choose_precision(wanted, stored)
+    if wanted == "bf16":
+        raise DacoError(
+            "--precision bf16 is for --runtime tensorrt: ONNX Runtime does not compute in bf16 on CPU; "
+            "choose fp32 or fp16"
+        )
     if wanted is not None:
         return wanted
-    stored = {ref.dtype for ref in ckpt.text_weights().values()}
     return "fp16" if stored == {"F16"} else "fp32"
 
 
-def _max_length(ckpt: Checkpoint, wanted: int | None) -> int:
+def _max_length(ckpt: Checkpoint, wanted: int | None, longest: int) -> int:
     trained = ckpt.decoder.max_positions
     if wanted is None:
-        return min(trained, LONGEST)
+        return min(trained, longest)
     if not 2 <= wanted <= trained:
         raise DacoError(
             f"--max-length must be between 2 and {trained}, the positions that {ckpt.label} was trained for; "

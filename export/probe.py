@@ -179,7 +179,9 @@ class Stepper:
             feeds["policy_slots"] = slots.astype(np.int32)
         for name, value in self.inputs.items():
             if name.startswith("past_"):
-                shape = (len(embeds), value.shape[1], self.cache_length, value.shape[3])
+                fixed = value.shape[2]
+                length = fixed if isinstance(fixed, int) else self.cache_length
+                shape = (len(embeds), value.shape[1], length, value.shape[3])
                 feeds[name] = self.past.get(name.removeprefix("past_"), np.zeros(shape, kind))
         outputs = dict(zip(self.names, self.session.run(None, feeds), strict=True))
         self.past = {

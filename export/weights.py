@@ -21,7 +21,7 @@ from daco_rt.errors import CheckpointError
 from daco_rt.models import check_finite
 from daco_rt.progress import progress
 
-DTYPE_OF = {"fp32": "F32", "fp16": "F16"}
+DTYPE_OF = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 """Safetensors' name of each precision that an export can have."""
 
 FOLDER = "weights"
@@ -111,7 +111,7 @@ def _converter(
             check_finite([ref])
             raise CheckpointError(
                 f"{ref.file}: tensor '{ref.name}' reaches {np.abs(wide).max():.3g}, more than fp16 can "
-                "hold; export with --precision fp32"
+                "hold; export with --precision fp32 (bf16 for TensorRT)"
             )
         return narrow.reshape(-1, *ref.shape[1:]), size
 

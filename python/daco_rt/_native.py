@@ -5,6 +5,7 @@ part                       file in the package             used by
 ========================== =============================== ==================================
 torch library              ``lib/libdaco_torch.so``        :mod:`daco_rt.ops`
 ONNX Runtime library       ``lib/libdaco_onnxruntime.so``  sessions, Triton's onnxruntime backend
+TensorRT plugin            ``lib/libdaco_trt_plugin.so``   exports for TensorRT, ``trtexec --dynamicPlugins``
 extension module           ``_core*.so``                   :mod:`daco_rt.ops.numpy`
 ========================== =============================== ==================================
 
@@ -33,11 +34,16 @@ _LIBRARIES = {
         "run cmake/fetch_onnxruntime_headers.sh (or set ONNXRUNTIME_INCLUDE_DIR), then"
         " `pip install --no-build-isolation -e .` in the repository",
     ),
+    "tensorrt": (
+        "libdaco_trt_plugin.so",
+        "put nvcc on PATH and run cmake/fetch_tensorrt_headers.py (or set TENSORRT_INCLUDE_DIR), then"
+        " `pip install --no-build-isolation -e .` in the repository",
+    ),
 }
 
 
 def library_path(kind: str) -> Path:
-    """Return where the shared library for ``"torch"`` or ``"onnxruntime"`` lies.
+    """Return where the shared library for ``"torch"``, ``"onnxruntime"`` or ``"tensorrt"`` lies.
 
     Raises
     ------
@@ -103,8 +109,9 @@ def build_info() -> dict[str, Any]:
     """Return what this build is: versions, commit, compiler, instruction sets and libraries.
 
     Keys: ``version``, ``commit``, ``compiler``, ``isas`` (built) and ``best_isa`` (used on this machine),
-    ``torch_headers`` and ``onnxruntime_headers`` (versions built against, empty if not built), ``cuda``,
-    ``tensorrt``, and ``libraries``, whether each shared library is installed.
+    ``torch_headers``, ``onnxruntime_headers`` and ``tensorrt_headers`` (versions built against, empty if
+    not built), ``cuda``, ``tensorrt`` (whether each was built), and ``libraries``, whether each shared
+    library is installed.
 
     Example
     -------

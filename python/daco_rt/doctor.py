@@ -37,21 +37,22 @@ def examine() -> list[Finding]:
         Finding("daco-rt", "ok", f"{__version__}, Python {platform.python_version()}, {platform.machine()}")
     ]
     findings += [_package(name) for name in ("numpy", "onnxruntime", "onnxscript", "transformers", "torch")]
-    findings += [_package(name, needed=False) for name in ("tensorrt",)]
     for part, check in (
         ("CPU kernels", _kernels),
         ("torch ops", _torch),
         ("ONNX Runtime library", _onnxruntime),
         ("ONNX functions", _functions),
+        ("TensorRT plugin", _plugin),
+        ("TensorRT", _tensorrt),
         ("built-in models", _models),
     ):
         findings.append(_try(part, check))
     return findings
 
 
-def _package(name: str, needed: bool = True) -> Finding:
+def _package(name: str) -> Finding:
     if importlib.util.find_spec(name) is None:
-        return Finding(name, "broken" if needed else "absent", f"not installed: pip install {name}")
+        return Finding(name, "broken", f"not installed: pip install {name}")
     return Finding(name, "ok", importlib.metadata.version(name))
 
 
@@ -110,6 +111,31 @@ def _onnxruntime() -> str:
 
 def _functions() -> str:
     return _judge(_run_graph(library=False), "portable form run without the library")
+
+
+def _plugin() -> str:
+    """Load the plugin library as TensorRT would, and ask it for what it makes."""
+    import ctypes
+
+    from daco_rt._native import build_info, library_path
+
+    path = library_path("tensorrt")
+    count = ctypes.c_int32(0)
+    creators = ctypes.CDLL(str(path)).getCreators
+    creators.restype = ctypes.c_void_p
+    if not creators(ctypes.byref(count)) or count.value != 3:
+        raise RuntimeError(f"{path} offers {count.value} plugins where 3 were expected; reinstall daco-rt")
+    return f"{path}, on the headers of TensorRT {build_info()['tensorrt_headers']}"
+
+
+def _tensorrt() -> str:
+    if importlib.util.find_spec("tensorrt") is None:
+        raise DacoError(
+            "not installed; only needed, with a GPU, to build and run engines (export --runtime tensorrt)"
+        )
+    import tensorrt
+
+    return f"{tensorrt.__version__}: bundles exported with --runtime tensorrt can be built and run here"
 
 
 def _run_graph(library: bool):

@@ -1,6 +1,6 @@
 """Our SAE folders in the real sae-lens and its folders here, with equal codes.
 
-Needs an environment of its own: ``make saelens`` makes it, or DACO_RT_SAELENS_PYTHON names one.
+Needs an environment of its own: ``make test-saelens`` makes it, or DACO_RT_SAELENS_PYTHON names one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MODEL = ModelIdentity(D, 20, 100, 2, 1, "llama", (0.25,))
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON.is_file(), reason=f"no sae-lens at {PYTHON}; run 'make saelens'"),
+    pytest.mark.skipif(not PYTHON.is_file(), reason=f"no sae-lens at {PYTHON}; run 'make test-saelens'"),
 ]
 
 

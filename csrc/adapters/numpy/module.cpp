@@ -167,7 +167,8 @@ nb::dict build_info() {
   info["torch_headers"] = DACO_RT_TORCH_HEADERS;
   info["onnxruntime_headers"] = DACO_RT_ONNXRUNTIME_HEADERS;
   info["cuda"] = false;
-  info["tensorrt"] = false;
+  info["tensorrt"] = DACO_RT_TENSORRT_HEADERS[0] != 0;
+  info["tensorrt_headers"] = DACO_RT_TENSORRT_HEADERS;
   return info;
 }
 

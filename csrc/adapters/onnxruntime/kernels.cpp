@@ -5,9 +5,6 @@
 namespace daco::adapters {
 namespace {
 
-// Up to this many atoms the Gram matrix stays in fp32 (64 MB); above it fp16 halves what pursuit reads,
-// and codes are refitted in fp32 either way.
-constexpr int64_t kGramInFp32 = 4096;
 // Multiplications below which starting threads costs more than they save.
 constexpr int64_t kSmallGram = 100'000'000;
 
@@ -20,14 +17,13 @@ void attach_gram(const SteerPursuit& from, const char* gram, SteerPursuit* op) {
 void attach_gram(const SteerSae&, const char*, SteerSae*) {}
 void attach_gram(const SteerAffine&, const char*, SteerAffine*) {}
 
-// An output that the graph does not use is absent; null then.
+}  // namespace
+
 void* output(const Ort::KernelContext& context, size_t i, const std::vector<int64_t>& shape) {
   if (i >= context.GetOutputCount()) return nullptr;
   Ort::UnownedValue value = context.GetOutput(i, shape);
   return value == nullptr ? nullptr : value.GetTensorMutableRawData();
 }
-
-}  // namespace
 
 template <class Op, size_t N>
 void Kernel<Op, N>::compute(OrtKernelContext* raw) const {
@@ -81,48 +77,72 @@ template class Kernel<SteerSae, kSaeInputs>;
 template class Kernel<SteerPursuit, kPursuitInputs>;
 template class Kernel<SteerAffine, kAffineInputs>;
 
+void read_attributes(const Ort::ConstKernelInfo& info, SteerSae* op) {
+  const char* name = SaeKernel::kName;
+  check(parse_attribute(name, attribute<std::string>(info, name, "coder").c_str(), &op->coder));
+  check(check_count(name, "k", attribute<int64_t>(info, name, "k"), op->coder == SaeCoder::kTopK ? 1 : 0,
+                    &op->k));
+  check(check_count(name, "k_out", attribute<int64_t>(info, name, "k_out"), 0, &op->k_out));
+}
+
+void read_attributes(const Ort::ConstKernelInfo& info, SteerPursuit* op) {
+  const char* name = PursuitKernel::kName;
+  check(parse_attribute(name, attribute<std::string>(info, name, "coder").c_str(), &op->coder));
+  check(parse_attribute(name, attribute<std::string>(info, name, "sign").c_str(), &op->sign));
+  check(check_count(name, "k", attribute<int64_t>(info, name, "k"), op->coder == PursuitCoder::kOmp ? 1 : 0,
+                    &op->k));
+  check(check_count(name, "k_out", attribute<int64_t>(info, name, "k_out"), 0, &op->k_out));
+  op->tol = attribute<float>(info, name, "tol");
+  op->tau = attribute<float>(info, name, "tau");
+  op->alpha = attribute<float>(info, name, "alpha");
+}
+
+void read_attributes(const Ort::ConstKernelInfo& info, SteerAffine* op) {
+  const char* name = AffineKernel::kName;
+  check(parse_attribute(name, attribute<std::string>(info, name, "phi").c_str(), &op->phi));
+  if (op->phi != AffinePhi::kClamp) return;
+  const auto clamp = attribute<std::vector<float>>(info, name, "clamp");
+  if (clamp.size() != 2) {
+    check(make_status(Code::kInvalidArgument, "%s: attribute clamp must be [low, high], got %d numbers", name,
+                      static_cast<int>(clamp.size())));
+  }
+  op->low = clamp[0];
+  op->high = clamp[1];
+}
+
+bool gram_inputs(const Ort::ConstKernelInfo& info, GramInputs* out) {
+  const bool given = info.GetInputCount() > kPursuitGram && !info.GetInputName(kPursuitGram).empty();
+  if (given || info.GetInputCount() <= kPursuitAtoms) return false;
+  int e_constant = 0, a_constant = 0;
+  out->analysis = Tensor(info.GetTensorConstantInput(kPursuitAnalysis, &e_constant));
+  out->atoms = Tensor(info.GetTensorConstantInput(kPursuitAtoms, &a_constant));
+  if (!e_constant || !a_constant) return false;
+  Operand scales;
+  if (info.GetInputCount() > kPursuitScales && !info.GetInputName(kPursuitScales).empty()) {
+    int s_constant = 0;
+    out->scales = Tensor(info.GetTensorConstantInput(kPursuitScales, &s_constant));
+    if (!s_constant) return false;
+    scales = out->scales.operand();
+  }
+  check(bind_gram(out->analysis.operand(), out->atoms.operand(), scales, &out->operands));
+  return true;
+}
+
 SaeKernel::SaeKernel(const OrtKernelInfo* raw) : Kernel(raw) {
-  const Ort::ConstKernelInfo info(raw);
-  SteerSae& op = attributes_;
-  check(parse_attribute(kName, attribute<std::string>(info, kName, "coder").c_str(), &op.coder));
-  check(check_count(kName, "k", attribute<int64_t>(info, kName, "k"), op.coder == SaeCoder::kTopK ? 1 : 0,
-                    &op.k));
-  check(check_count(kName, "k_out", attribute<int64_t>(info, kName, "k_out"), 0, &op.k_out));
+  read_attributes(Ort::ConstKernelInfo(raw), &attributes_);
 }
 
 PursuitKernel::PursuitKernel(const OrtKernelInfo* raw) : Kernel(raw) {
   const Ort::ConstKernelInfo info(raw);
-  SteerPursuit& op = attributes_;
-  check(parse_attribute(kName, attribute<std::string>(info, kName, "coder").c_str(), &op.coder));
-  check(parse_attribute(kName, attribute<std::string>(info, kName, "sign").c_str(), &op.sign));
-  check(check_count(kName, "k", attribute<int64_t>(info, kName, "k"), op.coder == PursuitCoder::kOmp ? 1 : 0,
-                    &op.k));
-  check(check_count(kName, "k_out", attribute<int64_t>(info, kName, "k_out"), 0, &op.k_out));
-  op.tol = attribute<float>(info, kName, "tol");
-  op.tau = attribute<float>(info, kName, "tau");
-  op.alpha = attribute<float>(info, kName, "alpha");
+  read_attributes(info, &attributes_);
   precompute_gram(info);
 }
 
-// Without a `gram` input, and with both matrices constant, the Gram matrix is built here once instead of
-// correlations being recomputed at every step of every row.
+// The Gram matrix is built here once instead of correlations being recomputed at every step of every row.
 void PursuitKernel::precompute_gram(const Ort::ConstKernelInfo& info) {
-  const bool given = info.GetInputCount() > kPursuitGram && !info.GetInputName(kPursuitGram).empty();
-  if (given || info.GetInputCount() <= kPursuitAtoms) return;
-  int e_constant = 0, a_constant = 0;
-  const Tensor e(info.GetTensorConstantInput(kPursuitAnalysis, &e_constant));
-  const Tensor a(info.GetTensorConstantInput(kPursuitAtoms, &a_constant));
-  if (!e_constant || !a_constant) return;
-  Operand scales;
-  Tensor constant_scales;
-  if (info.GetInputCount() > kPursuitScales && !info.GetInputName(kPursuitScales).empty()) {
-    int s_constant = 0;
-    constant_scales = Tensor(info.GetTensorConstantInput(kPursuitScales, &s_constant));
-    if (!s_constant) return;
-    scales = constant_scales.operand();
-  }
-  GramOperands from;
-  check(bind_gram(e.operand(), a.operand(), scales, &from));
+  GramInputs inputs;
+  if (!gram_inputs(info, &inputs)) return;
+  const GramOperands& from = inputs.operands;
   const int64_t m = from.m;
   attributes_.gram_dtype = m <= kGramInFp32 ? DType::kF32 : DType::kF16;
   gram_.reset(new char[static_cast<size_t>(m) * static_cast<size_t>(m) * size_of(attributes_.gram_dtype)]);
@@ -133,17 +153,7 @@ void PursuitKernel::precompute_gram(const Ort::ConstKernelInfo& info) {
 }
 
 AffineKernel::AffineKernel(const OrtKernelInfo* raw) : Kernel(raw) {
-  const Ort::ConstKernelInfo info(raw);
-  SteerAffine& op = attributes_;
-  check(parse_attribute(kName, attribute<std::string>(info, kName, "phi").c_str(), &op.phi));
-  if (op.phi != AffinePhi::kClamp) return;
-  const auto clamp = attribute<std::vector<float>>(info, kName, "clamp");
-  if (clamp.size() != 2) {
-    check(make_status(Code::kInvalidArgument, "%s: attribute clamp must be [low, high], got %d numbers",
-                      kName, static_cast<int>(clamp.size())));
-  }
-  op.low = clamp[0];
-  op.high = clamp[1];
+  read_attributes(Ort::ConstKernelInfo(raw), &attributes_);
 }
 
 }  // namespace daco::adapters

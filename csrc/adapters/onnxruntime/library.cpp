@@ -7,6 +7,9 @@
 #include <new>
 
 #include "adapters/onnxruntime/kernels.h"
+#ifdef DACO_RT_WITH_CUDA
+#include "adapters/onnxruntime/cuda_kernels.h"
+#endif
 
 namespace daco::adapters {
 namespace {
@@ -113,7 +116,7 @@ struct Declaration : OrtCustomOp {
   explicit Declaration(ONNXTensorElementDataType activation) : OrtCustomOp{}, activation_(activation) {
     version = ORT_API_VERSION;
     GetName = [](const OrtCustomOp*) { return K::kName; };
-    GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
+    GetExecutionProviderType = [](const OrtCustomOp*) { return K::kProvider; };
     GetInputTypeCount = [](const OrtCustomOp*) { return kInputs; };
     GetInputType = [](const OrtCustomOp* self, size_t i) {
       return i == 0 ? of(self).activation_ : type_of(static_cast<Input>(i));
@@ -164,6 +167,11 @@ struct Declaration : OrtCustomOp {
 using Sae = Declaration<SaeKernel, SaeInput, kSaeInputs>;
 using Pursuit = Declaration<PursuitKernel, PursuitInput, kPursuitInputs>;
 using Affine = Declaration<AffineKernel, AffineInput, kAffineInputs>;
+#ifdef DACO_RT_WITH_CUDA
+using CudaSae = Declaration<CudaSaeKernel, SaeInput, kSaeInputs>;
+using CudaPursuit = Declaration<CudaPursuitKernel, PursuitInput, kPursuitInputs>;
+using CudaAffine = Declaration<CudaAffineKernel, AffineInput, kAffineInputs>;
+#endif
 
 // Lives as long as the process: sessions keep pointers into it, and ONNX Runtime may be gone before the
 // static destructors of this library run.
@@ -175,6 +183,11 @@ OrtCustomOpDomain* domain() {
       d->Add(new Sae(type));
       d->Add(new Pursuit(type));
       d->Add(new Affine(type));
+#ifdef DACO_RT_WITH_CUDA
+      d->Add(new CudaSae(type));
+      d->Add(new CudaPursuit(type));
+      d->Add(new CudaAffine(type));
+#endif
     }
     return static_cast<OrtCustomOpDomain*>(*d);
   }();

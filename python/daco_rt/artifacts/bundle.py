@@ -19,7 +19,8 @@ VISION = "vision.onnx"
 PACK = "pack"
 PROCESSOR = "processor"
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "bf16")
+RUNTIMES = ("onnxruntime", "tensorrt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,9 @@ class Bundle:
     ``decoder`` is the decoder's configuration as a plain dict, ``embedding`` says in which safetensors file
     and under which name the token embeddings lie, ``image`` how image tokens stand in a prompt (None for a
     model without pictures), ``max_length`` the longest prompt plus answer in tokens, ``library_required``
-    whether the graph runs only with the custom-op library, ``checks`` how far each file was checked.
+    whether the graph runs only with the custom-op library, ``runtime`` which runtime the graph is written
+    for, ``tensorrt`` what an engine is built from (``TensorRTPlan.to_dict``; None for another runtime),
+    ``checks`` how far each file was checked.
 
     Example
     -------
@@ -50,6 +53,8 @@ class Bundle:
     image: dict[str, Any] | None
     library_required: bool
     model: ModelIdentity
+    runtime: str
+    tensorrt: dict[str, Any] | None
     manifest: dict[str, Any] = field(repr=False)
     checks: dict[str, str] = field(repr=False)
 
@@ -130,6 +135,7 @@ def bundle_fields(
     model: ModelIdentity,
     pack: Pack | None,
     k_out: int,
+    tensorrt: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the manifest's keys for ``ArtifactWriter.set``; what the graph bakes in is taken from the pack.
 
@@ -150,6 +156,8 @@ def bundle_fields(
         "image": None if image is None else dict(image),
         "library_required": library_required,
         "model": model.to_dict(),
+        "runtime": "onnxruntime" if tensorrt is None else "tensorrt",
+        "tensorrt": None if tensorrt is None else dict(tensorrt),
     }
 
 
@@ -183,6 +191,9 @@ def load_bundle(
             image=None if data["image"] is None else dict(data["image"]),
             library_required=bool(data["library_required"]),
             model=ModelIdentity.from_dict(data["model"], where),
+            # Bundles written before there was a choice were for ONNX Runtime.
+            runtime=str(data.get("runtime", RUNTIMES[0])),
+            tensorrt=None if data.get("tensorrt") is None else dict(data["tensorrt"]),
             manifest=data,
             checks=artifact.checks,
         )
@@ -194,6 +205,11 @@ def load_bundle(
         raise ArtifactError(
             f"{where}: precision must be one of {', '.join(PRECISIONS)} and max_length at least 1, got "
             f"{bundle.precision!r} and {bundle.max_length}; export the bundle again"
+        )
+    if bundle.runtime not in RUNTIMES or (bundle.runtime == "tensorrt") != (bundle.tensorrt is not None):
+        raise ArtifactError(
+            f"{where}: runtime must be one of {', '.join(RUNTIMES)}, and tensorrt an object where it is "
+            f"tensorrt, got {bundle.runtime!r}; export the bundle again"
         )
     artifact.file(DECODER)
     if {"file", "name"} - bundle.embedding.keys():

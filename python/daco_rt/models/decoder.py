@@ -76,7 +76,8 @@ def build_decoder(
     ----------
     config : sizes and switches of the language model.
     weights : canonical tensor name → where it lies (``checkpoint.text_weights()``).
-    dtype : ``"fp32"`` or ``"fp16"``: type of embeddings, caches and weights. Logits are fp32 in both.
+    dtype : ``"fp32"``, ``"fp16"`` or ``"bf16"``: type of embeddings, caches and weights. Logits are fp32 in
+        all. ONNX Runtime does not compute in bf16 on CPU; TensorRT does.
     locate : maps a tensor to (path relative to the model file, byte offset); see ``layers.bind_weights``.
     steer : block number → its steering node.
     functions : model-local functions behind the steering operators, for runtimes without our library.

@@ -14,6 +14,8 @@ import numpy as np
 from daco_rt.artifacts.tensors import DTYPES, TensorRef
 from daco_rt.errors import CheckpointError
 
+_DTYPES = {"fp32": DTYPES["F32"], "fp16": DTYPES["F16"], "bf16": DTYPES["BF16"]}
+
 
 class TokenEmbedding:
     """Embedding table [V, d] inside a file, memory-mapped.
@@ -43,12 +45,12 @@ class TokenEmbedding:
         self.rows, self.width = rows, width
 
     def lookup(self, ids: np.ndarray | Sequence, *, dtype: str = "fp32") -> np.ndarray:
-        """Return embeddings [..., d] in ``"fp32"`` or ``"fp16"`` for integer token ids [...].
+        """Return embeddings [..., d] in ``"fp32"``, ``"fp16"`` or ``"bf16"`` for integer token ids [...].
 
         Raises ``ValueError`` for ids outside 0…V−1, ``TypeError`` for ids that are not integers.
         """
-        if dtype not in ("fp32", "fp16"):
-            raise ValueError(f"dtype must be 'fp32' or 'fp16', got {dtype!r}")
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
         tokens = np.asarray(ids)
         if tokens.size and not np.issubdtype(tokens.dtype, np.integer):
             raise TypeError(f"token ids must be integers, got {tokens.dtype}")
@@ -58,4 +60,4 @@ class TokenEmbedding:
                 f"token ids must lie in 0…{self.rows - 1}, got {int(tokens.min())}…{int(tokens.max())};"
                 " the tokenizer belongs to another model"
             )
-        return self._table[tokens].astype(np.float32 if dtype == "fp32" else np.float16)
+        return self._table[tokens].astype(_DTYPES[dtype])

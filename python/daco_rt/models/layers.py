@@ -24,14 +24,16 @@ Locate = Callable[[TensorRef], tuple[str, int]]
 
 OPSET = 24
 IR_VERSION = 11
-FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
+FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _STORED = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 
 def float_type(dtype: str) -> ir.DataType:
-    """Return the ONNX type of ``"fp32"`` or ``"fp16"``; raises ``UnsupportedError`` for any other name."""
+    """Return the ONNX type of a precision; raises ``UnsupportedError`` for an unknown name."""
     if dtype not in FLOATS:
-        raise UnsupportedError(f"precision {dtype!r} is not supported for graphs; supported: fp32, fp16")
+        raise UnsupportedError(
+            f"precision {dtype!r} is not supported for graphs; supported: {', '.join(FLOATS)}"
+        )
     return FLOATS[dtype]
 
 

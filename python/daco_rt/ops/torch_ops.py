@@ -356,7 +356,7 @@ def _check_one_device(op: str, operands: tuple[Tensor, ...]) -> None:
     for i, x in enumerate(operands):
         if x.numel() > 0 and x.device != z.device:
             raise ValueError(
-                f"{op}: all tensors must be on one device, got z on {z.device} and operand {i} of the operator"
+                f"{op}: all tensors must be on one device, got z on {z.device} and operand {i}"
                 f" (shape {tuple(x.shape)}) on {x.device}"
             )
 

@@ -9,15 +9,19 @@ Importing this package loads numpy only; ONNX Runtime and transformers come with
 from __future__ import annotations
 
 from daco_rt.runtime.generate import Generator, run_generate
-from daco_rt.runtime.onnx_session import OnnxSession, SessionInfo
+from daco_rt.runtime.onnx_session import OnnxSession
+from daco_rt.runtime.open import open_session
 from daco_rt.runtime.positions import token_slots
 from daco_rt.runtime.processor import Processor
 from daco_rt.runtime.request import GenerateRequest, GenerateResult, TextEvent, Timings
 from daco_rt.runtime.sampling import Sampling
+from daco_rt.runtime.session import DecoderSession, SessionInfo
 from daco_rt.runtime.telemetry import AnswerTelemetry, telemetry_table
+from daco_rt.runtime.tensorrt_session import TensorRTSession
 
 __all__ = [
     "AnswerTelemetry",
+    "DecoderSession",
     "GenerateRequest",
     "GenerateResult",
     "Generator",
@@ -25,8 +29,10 @@ __all__ = [
     "Processor",
     "Sampling",
     "SessionInfo",
+    "TensorRTSession",
     "TextEvent",
     "Timings",
+    "open_session",
     "run_generate",
     "telemetry_table",
     "token_slots",

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from daco_rt.models.config import DecoderConfig
 from daco_rt.runtime.cache import KvCache
+from daco_rt.runtime.session import Step
 from daco_rt.runtime.telemetry import BlockRows
-
-
-class Step(NamedTuple):
-    """What one run of the decoder returned."""
-
-    logits: NDArray[np.float32]
-    """Shape [B, R, V]: the rows asked for by ``logits_at``."""
-    reports: dict[int, BlockRows]
-    """Steered block -> doses [B, S, 2] and, if exported, the support [B, S, k_out]."""
 
 
 def steered_blocks(decoder: Any) -> tuple[int, ...]:

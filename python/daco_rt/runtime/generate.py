@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 from daco_rt.errors import DacoError, UnsupportedError
 from daco_rt.runtime.cache import cache_length
 from daco_rt.runtime.gate import gated_prefill
-from daco_rt.runtime.onnx_session import Library, OnnxSession, Step
+from daco_rt.runtime.onnx_session import Library
+from daco_rt.runtime.open import open_session
 from daco_rt.runtime.policies import Chosen, choose_policy
 from daco_rt.runtime.positions import right_padded, token_slots
 from daco_rt.runtime.processor import Prepared, Processor
 from daco_rt.runtime.request import GenerateRequest, GenerateResult, TextEvent, Timings
 from daco_rt.runtime.sampling import choose
+from daco_rt.runtime.session import DecoderSession, Step
 from daco_rt.runtime.telemetry import AnswerTelemetry, ConceptBook
 from daco_rt.runtime.text import IncrementalText, StopStrings
 
@@ -45,9 +47,9 @@ class Generator:
 
     Parameters
     ----------
-    bundle : path, Bundle or OnnxSession
+    bundle : path, Bundle or DecoderSession
     library, threads :
-        As for `OnnxSession`; not with a session.
+        As for `open_session`; not with a session.
     batch_size : int
         Most requests run together.
     compact : bool
@@ -66,7 +68,7 @@ class Generator:
 
     def __init__(
         self,
-        bundle: str | Path | Bundle | OnnxSession,
+        bundle: str | Path | Bundle | DecoderSession,
         *,
         library: Library = "auto",
         threads: int | None = None,
@@ -78,10 +80,11 @@ class Generator:
             raise DacoError(
                 f"batch_size and prefill_chunk must be 1 or greater, got {batch_size}, {prefill_chunk}"
             )
-        if isinstance(bundle, OnnxSession):
-            self.session = bundle
-        else:
-            self.session = OnnxSession(bundle, library=library, threads=threads)
+        self.session: DecoderSession = (
+            bundle
+            if isinstance(bundle, DecoderSession)
+            else open_session(bundle, library=library, threads=threads)
+        )
         self.bundle = self.session.bundle
         self.processor = Processor(self.bundle.processor_path, image_token_id=_image_token_id(self.bundle))
         self.batch_size, self.compact, self.prefill_chunk = batch_size, compact, prefill_chunk
@@ -344,7 +347,7 @@ def _image_token_id(bundle: Bundle) -> int | None:
 
 
 def run_generate(
-    bundle: str | Path | Bundle | OnnxSession | Generator,
+    bundle: str | Path | Bundle | DecoderSession | Generator,
     prompt: str | Sequence[dict],
     *,
     images: Sequence[str | Path] = (),
@@ -358,7 +361,7 @@ def run_generate(
 
     Parameters
     ----------
-    bundle : path, Bundle, OnnxSession or Generator
+    bundle : path, Bundle, DecoderSession or Generator
     prompt, images, policy, **options :
         Fields of `GenerateRequest`.
     on_text : callable, optional

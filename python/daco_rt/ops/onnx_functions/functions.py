@@ -29,11 +29,11 @@ _INPUTS = {
 }  # fmt: skip
 _OUTPUTS = ("z_out", "doses", "support_index", "support_value")
 _CODERS = {"SteerSae": ("topk", "relu", "jumprelu", "none"), "SteerPursuit": ("omp", "elastic_net")}
-_ACTIVATIONS = {"fp32": FLOAT, "fp16": int(ir.DataType.FLOAT16)}
+_ACTIVATIONS = {"fp32": FLOAT, "fp16": int(ir.DataType.FLOAT16), "bf16": int(ir.DataType.BFLOAT16)}
 _WEIGHTS = ("fp32", "fp16", "bf16", "int8")
 _PHIS = ("identity", "relu", "clamp")
 
-Activation = Literal["fp32", "fp16"]
+Activation = Literal["fp32", "fp16", "bf16"]
 Weight = Literal["fp32", "fp16", "bf16", "int8"]
 
 
