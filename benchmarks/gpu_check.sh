@@ -5,10 +5,12 @@
 #   sh benchmarks/gpu_check.sh test        # tests/gpu, file by file; what passed is not run again
 #   sh benchmarks/gpu_check.sh sanitize    # the smaller tests under compute-sanitizer, where there is one
 #   sh benchmarks/gpu_check.sh bench       # every script of benchmarks/gpu; what has a report is not run again
+#   sh benchmarks/gpu_check.sh bench NAME  # one of them: sae, pursuit, decoder_7b
 #   sh benchmarks/gpu_check.sh clean       # forget what passed
 #
-# Each takes less than eight minutes. Logs and reports go to ${OUT:-build/gpu}. ARCHS (90a) is what is compiled
-# for, PYTHON (python3) the interpreter. Needs nvcc, CMake, ninja, torch, scikit-build-core and nanobind, no network.
+# Each step takes less than eight minutes; a command that was cut short goes on where it stopped. Logs and reports
+# go to ${OUT:-build/gpu}. ARCHS (90a) is what is compiled for, PYTHON (python3) the interpreter. Needs nvcc, CMake,
+# ninja, torch, scikit-build-core and nanobind, no network.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 out=${OUT:-build/gpu}
@@ -63,12 +65,13 @@ case "${1:-}" in
     for script in benchmarks/gpu/*.py; do
       grep -q __main__ "$script" || continue
       name=$(basename "$script" .py)
-      LINES_SHOWN=60 step "bench-$name" 300 "$python" "$script" --output "$out/gpu_$name.json"
+      [ "${2:-$name}" = "$name" ] || continue
+      LINES_SHOWN=60 step "bench-$name" 460 "$python" "$script" --output "$out/gpu_$name.json"
     done
     ;;
   clean) rm -rf "$state" ;;
   *)
-    sed -n '2,12s/^# \{0,1\}//p' "$0"
+    sed -n '2,14s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

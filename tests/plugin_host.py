@@ -1,4 +1,4 @@
-"""The C++ host that stands in for TensorRT (``tests/native/tensorrt``), and NVIDIA's own libraries."""
+"""The C++ host that stands in for TensorRT (``tests/native/plugin``), and NVIDIA's own libraries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from daco_rt._native import library_path
 from daco_rt.errors import DacoError
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build" / "native-tests-tensorrt"
+BUILD = ROOT / "build" / "native-tests-plugin"
 WHEELS = ROOT / "build" / "deps" / "tensorrt-wheels"
 """Where ``make test-tensorrt`` puts NVIDIA's own libraries."""
 
@@ -33,7 +33,7 @@ def build_host() -> Path:
         pytest.skip("cmake is not installed")
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     for command in (
-        ["cmake", *generator, "-S", str(ROOT / "tests" / "native" / "tensorrt"), "-B", str(BUILD)],
+        ["cmake", *generator, "-S", str(ROOT / "tests" / "native" / "plugin"), "-B", str(BUILD)],
         ["cmake", "--build", str(BUILD), "--parallel", "2"],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -27,6 +27,7 @@ from daco_rt.artifacts.engine import (
 )
 from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.export.tensorrt.profiles import Profile, Shapes, decoder_profiles, vision_profiles
+from daco_rt.runtime.tensorrt_engine import load_plugin
 
 OLDEST = (10, 15)
 """The first TensorRT that updates a cache in place."""
@@ -57,6 +58,11 @@ def import_tensorrt() -> ModuleType:
         raise DacoError(
             f"TensorRT's Python module cannot be imported ({error}); install `tensorrt` with its libraries"
         ) from error
+    # Any folder of that name on the path can be imported, and is empty.
+    if getattr(tensorrt, "__version__", None) is None:
+        raise DacoError(
+            "`tensorrt` on Python's path is a folder, not TensorRT; install `tensorrt` with its libraries"
+        )
     check_version(tensorrt)
     found: ModuleType = tensorrt
     return found
@@ -72,24 +78,18 @@ def check_version(trt: ModuleType) -> None:
         )
 
 
-def load_plugin(trt: ModuleType, library: Path, sha256: str | None) -> Any:
-    """Load the plugin library into TensorRT's registry and return the registry's handle.
+def check_plugin(library: Path, sha256: str | None) -> None:
+    """Refuse a plugin library that is missing or is not the one with that hash.
 
     Raises
     ------
     ArtifactError
-        The file is missing or is not the one with that hash; nothing is loaded then.
-    DacoError
-        TensorRT cannot load it.
+        Naming the file.
     """
     if not library.is_file():
         raise ArtifactError(f"{library} is missing; export the bundle again")
     if sha256 is not None and sha256_file(library) != sha256:
         raise ArtifactError(f"{library} is not the plugin that the bundle was exported with; export it again")
-    handle = trt.get_plugin_registry().load_library(str(library))
-    if handle is None:
-        raise DacoError(f"TensorRT {trt.__version__} cannot load {library}; build daco-rt for this machine")
-    return handle
 
 
 def build_engine(
@@ -172,7 +172,10 @@ def build_engines(
     if device is None or compute is None:
         device, compute = current_device()
     if steered and operators == "plugin":
-        load_plugin(trt, plugin_path(bundle), plan.plugin_sha256)
+        check_plugin(plugin_path(bundle), plan.plugin_sha256)
+        # A plan that was built elsewhere is recorded without TensorRT's help.
+        if given is None:
+            load_plugin(trt, plugin_path(bundle))
     with atomic_directory(bundle.path / ENGINE, overwrite=True) as folder:
         for name, graph, profiles_of, plugins in (
             (DECODER_PLAN, bundle.decoder_path, decoder_profiles, steered if operators == "plugin" else 0),

@@ -71,6 +71,12 @@ def add_to_bundle(
 ) -> None:
     """Turn the decoder into TensorRT's dialect and put the plugin and the recipe into the bundle."""
     to_tensorrt_dialect(decoder, plan.cache_length)
+    if any(node.op_type == "SteerPursuit" and "gram" not in _operands(node) for node in decoder.graph):
+        print(
+            "note: the pack has no Gram matrix, so correlations are computed again at each step of pursuit; "
+            'compile it with gram="fp16" for speed',
+            file=sys.stderr,
+        )
     if plan.plugin_sha256 is not None:
         writer.add_file(library_path("tensorrt"), PLUGIN)
     shapes = None if vision is None else _inputs(vision)
@@ -99,6 +105,10 @@ def build_if_possible(path: Path) -> str:
         return ""
     bundle = load_bundle(path, verify=False)
     return str(build_engines(bundle, trt, device=device, compute=compute))
+
+
+def _operands(node: ir.Node) -> list[str]:
+    return node.attributes["operands"].as_string().split(",")
 
 
 def _inputs(model: ir.Model) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ from daco_rt.artifacts.bundle import DECODER, load_bundle
 from daco_rt.artifacts.engine import DECODER_PLAN, PLUGIN, TensorRTPlan, load_engine
 from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.export import export_model
-from daco_rt.export.tensorrt.build import build_engines, check_version, load_plugin
+from daco_rt.export.tensorrt.build import build_engines, check_plugin, check_version
 from daco_rt.export.tensorrt.dialect import to_tensorrt_dialect
 from daco_rt.export.tensorrt.profiles import DECODE, PREFILL, decoder_profiles, shape_options
 from daco_rt.export.tensorrt.recipe import RECIPE
@@ -173,13 +173,13 @@ def test_old_versions_are_refused():
         check_version(SimpleNamespace(__version__="10.14.1"))  # type: ignore[arg-type]
 
 
-def test_another_plugin_is_not_loaded(tmp_path: Path):
+def test_another_plugin_is_refused(tmp_path: Path):
     library = tmp_path / "libplugin.so"
     with pytest.raises(ArtifactError, match=r"libplugin\.so is missing"):
-        load_plugin(TENSORRT, library, "0" * 64)  # type: ignore[arg-type]
+        check_plugin(library, "0" * 64)
     library.write_bytes(b"not that one")
     with pytest.raises(ArtifactError, match="is not the plugin that the bundle was exported with"):
-        load_plugin(TENSORRT, library, "0" * 64)  # type: ignore[arg-type]
+        check_plugin(library, "0" * 64)
 
 
 # ---- the bundle

@@ -125,6 +125,7 @@ def _bundle(path: Path) -> dict[str, Any]:
     return {
         "family": bundle.family,
         "checkpoint": bundle.checkpoint,
+        "runtime": bundle.runtime,
         "precision": bundle.precision,
         "max_length": bundle.max_length,
         "steered_blocks": list(bundle.steered_blocks),

@@ -5,8 +5,10 @@ Kept apart from the session and free of any decision, because it runs only where
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -25,6 +27,36 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "INT64": (np.int64, "int64"),
     "BOOL": (np.bool_, "bool"),
 }
+
+
+# Plugin libraries of this process: a registry keeps what it loaded, and loading one again is an error to some
+# versions.
+_loaded: set[str] = set()
+_loading = threading.Lock()
+
+
+def load_plugin(trt: ModuleType, library: Path) -> None:
+    """Load a plugin library into TensorRT's registry, once a process.
+
+    Raises
+    ------
+    DacoError
+        TensorRT cannot load it.
+
+    Example
+    -------
+    >>> load_plugin(tensorrt, Path("plugin/libdaco_trt_plugin.so"))           # doctest: +SKIP
+    """
+    path = str(library.resolve())
+    with _loading:
+        if path in _loaded:
+            return
+        if trt.get_plugin_registry().load_library(path) is None:
+            raise DacoError(
+                f"TensorRT {trt.__version__} cannot load {library}; build daco-rt for this machine and "
+                "export again"
+            )
+        _loaded.add(path)
 
 
 class TensorRTRunner:
@@ -66,8 +98,8 @@ class TensorRTRunner:
         self._trt, self._torch = trt, torch
         self.version = str(trt.__version__)
         self._logger = trt.Logger(trt.Logger.ERROR)
-        if plugin is not None and trt.get_plugin_registry().load_library(str(plugin)) is None:
-            raise DacoError(f"TensorRT {self.version} cannot load {plugin}; build daco-rt for this machine")
+        if plugin is not None:
+            load_plugin(trt, plugin)
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
