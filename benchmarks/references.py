@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from harness import Check
@@ -32,9 +33,9 @@ class Expected:
     doses: NDArray[np.float64]
     clear: NDArray[np.bool_]
 
-    def first(self, rows: int) -> Expected:
-        """The expectation of the first rows."""
-        return Expected(self.z[:rows], self.doses[:rows], self.clear[:rows])
+    def rows(self, which: Any) -> Expected:
+        """The expectation of some rows: a slice, or their numbers."""
+        return Expected(self.z[which], self.doses[which], self.clear[which])
 
 
 def expect_sae(
