@@ -25,11 +25,11 @@ import torch
 
 from daco_rt.artifacts import Concept, ConceptDictionary, ModelIdentity, save_dictionary
 from daco_rt.concepts import ORDINARY_TEXTS, ConceptEntry, stimuli_for
-from daco_rt.errors import DacoError, UnsupportedError
+from daco_rt.errors import DacoError
+from daco_rt.models.residual import read_blocks
 from daco_rt.progress import progress as show
 
 NORM_LIMIT = 4.0
-_PATHS = ("model.language_model", "language_model.model", "language_model", "model", "")
 
 
 @dataclass
@@ -144,17 +144,12 @@ def measure_directions(
     progress: bool = True,
 ) -> Directions:
     """Measure the concepts' directions without writing anything; arguments as in ``build_dictionary``."""
-    text = _text_model(model)
     wanted = sorted({int(block) for block in blocks})
-    count = len(text.layers)
-    bad = [block for block in wanted if not 0 <= block < count]
-    if bad or not wanted:
-        raise DacoError(f"blocks must be one or more of 0 to {count - 1}, got {list(blocks)}")
     if len(concepts) < 2:
         raise DacoError(f"directions need at least two concepts to contrast, got {len(concepts)}")
 
     found = Directions()
-    for block, rows in _ordinary(text, tokenizer, wanted, batch_tokens).items():
+    for block, rows in _ordinary(model, tokenizer, wanted, batch_tokens).items():
         norms = np.linalg.norm(rows, axis=1)
         median = float(np.median(norms))
         found.median_norm[block] = median
@@ -173,7 +168,7 @@ def measure_directions(
     counts = {block: np.zeros(len(concepts)) for block in wanted}
     silent = contextlib.nullcontext(lambda _: None)
     with show("reading concepts", len(texts), unit="texts") if progress else silent as advance:
-        for index, offsets, streams in _run(text, tokenizer, texts, wanted, batch_tokens, advance):
+        for index, offsets, streams in _run(model, tokenizer, texts, wanted, batch_tokens, advance):
             token = _word_token(offsets, *spans[index])
             for block, stream in streams.items():
                 row = stream[token].astype(np.float64)
@@ -209,10 +204,10 @@ def _contrast(
 
 
 def _ordinary(
-    text: torch.nn.Module, tokenizer: Any, blocks: list[int], batch_tokens: int
+    model: torch.nn.Module, tokenizer: Any, blocks: list[int], batch_tokens: int
 ) -> dict[int, np.ndarray]:
     rows: dict[int, list[np.ndarray]] = {block: [] for block in blocks}
-    for _, _, streams in _run(text, tokenizer, ORDINARY_TEXTS, blocks, batch_tokens, lambda _: None):
+    for _, _, streams in _run(model, tokenizer, ORDINARY_TEXTS, blocks, batch_tokens, lambda _: None):
         for block, stream in streams.items():
             rows[block].append(stream[1:])
     return {block: np.concatenate(parts).astype(np.float64) for block, parts in rows.items()}
@@ -223,12 +218,8 @@ def _word_token(offsets: Sequence[tuple[int, int]], start: int, end: int) -> int
     return max(i for i, (a, b) in enumerate(offsets) if a < end and b > start)
 
 
-class _Enough(Exception):
-    """Leaves the forward pass once the last wanted block has been read."""
-
-
 def _run(
-    text: torch.nn.Module,
+    model: torch.nn.Module,
     tokenizer: Any,
     texts: Sequence[str],
     blocks: list[int],
@@ -237,64 +228,6 @@ def _run(
 ) -> Iterator[tuple[int, Sequence[tuple[int, int]], dict[int, np.ndarray]]]:
     """Yield (index of the text, token offsets, block → [tokens, d] fp32), texts of equal length together."""
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    device = next(text.parameters()).device
-    with torch.inference_mode(), _reading(text, blocks) as seen:
-        for batch in _batches([len(row) for row in ids], batch_tokens):
-            longest = max(len(ids[i]) for i in batch)
-            # Padding goes to the right, where causal attention keeps it from what is read.
-            padded = torch.zeros((len(batch), longest), dtype=torch.long)
-            for row, i in enumerate(batch):
-                padded[row, : len(ids[i])] = torch.tensor(ids[i])
-            with contextlib.suppress(_Enough):
-                text(input_ids=padded.to(device), use_cache=False)
-            for row, i in enumerate(batch):
-                own = {block: seen[block][row, : len(ids[i])].float().cpu().numpy() for block in blocks}
-                yield i, offsets[i], own
-            advance(len(batch))
-
-
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        # Lengths rise, so the newest text is the longest of its batch.
-        if batch and lengths[i] * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-@contextlib.contextmanager
-def _reading(text: Any, blocks: list[int]) -> Iterator[dict[int, torch.Tensor]]:
-    seen: dict[int, torch.Tensor] = {}
-
-    def hook(block: int) -> Callable[..., None]:
-        def read(_module: torch.nn.Module, _args: Any, output: Any) -> None:
-            seen[block] = output[0] if isinstance(output, tuple) else output
-            if block == blocks[-1]:
-                raise _Enough
-
-        return read
-
-    handles = [text.layers[block].register_forward_hook(hook(block)) for block in blocks]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _text_model(model: torch.nn.Module) -> Any:
-    """Return the module that holds the decoder's ``layers`` and ``embed_tokens``."""
-    for path in _PATHS:
-        with contextlib.suppress(AttributeError):
-            module = model.get_submodule(path)
-            layers = getattr(module, "layers", None)
-            if isinstance(layers, torch.nn.ModuleList) and hasattr(module, "embed_tokens"):
-                return module
-    raise UnsupportedError(
-        f"{type(model).__name__} has no decoder blocks at model.language_model.layers or model.layers; "
-        "pass a Hugging Face causal or image-text model"
-    )
+    for i, streams in read_blocks(model, encoded["input_ids"], blocks, batch_tokens=batch_tokens):
+        yield i, encoded["offset_mapping"][i], {block: stream.numpy() for block, stream in streams.items()}
+        advance(1)

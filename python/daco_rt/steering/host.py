@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -13,8 +12,8 @@ import torch
 from daco_rt.artifacts import ModelIdentity, Pack
 from daco_rt.errors import DacoError, PolicyError, UnsupportedError
 from daco_rt.models import DecoderConfig, model_identity
+from daco_rt.models.residual import text_model_of
 
-_PATHS = ("model.language_model", "language_model.model", "language_model", "model", "")
 _IMAGE_TOKEN_FIELDS = ("image_token_id", "image_token_index")
 
 
@@ -35,14 +34,10 @@ def host_of(model: torch.nn.Module) -> Host:
     UnsupportedError
         There are no blocks at ``model.language_model.layers`` or ``model.layers``.
     """
-    parts = (_with_layers(model, path) for path in _PATHS)
-    text = next((part for part in parts if part is not None), None)
+    text = text_model_of(model)
     config = getattr(model, "config", None)
-    if text is None or config is None:
-        raise UnsupportedError(
-            f"{type(model).__name__} has no decoder blocks at model.language_model.layers or model.layers; "
-            "pass a Hugging Face causal or image-text model"
-        )
+    if config is None:
+        raise UnsupportedError(f"{type(model).__name__} has no config; pass a Hugging Face model")
     found = [getattr(config, name, None) for name in _IMAGE_TOKEN_FIELDS]
     image = next((token for token in found if token is not None), None)
     return Host(text, text.layers, int(_text_config(config).hidden_size), image)
@@ -111,14 +106,6 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Copy a tensor to NumPy; bf16 becomes fp32, which holds it exactly."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _with_layers(model: torch.nn.Module, path: str) -> Any:
-    with contextlib.suppress(AttributeError):
-        module = model.get_submodule(path)
-        if isinstance(module.layers, torch.nn.ModuleList) and hasattr(module, "embed_tokens"):
-            return module
-    return None
 
 
 def _text_config(config: Any) -> Any:
