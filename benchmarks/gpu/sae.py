@@ -125,7 +125,7 @@ def judge(problem: Problem, weights: Weights, coder: str, rows: int, expected: E
     """Hold the first rows against float64, and a second call against the first, bit for bit."""
     first, again = (problem.call(weights, coder, rows, copy) for copy in (0, 1))
     few = min(rows, problem.size.judged)
-    expected = expected.first(few)
+    expected = expected.rows(slice(few))
     out, doses = (x[:few].double().cpu().numpy() for x in first[:2])
     # What rounding to bf16 does to each number is granted, the rest is measured against the row's norm.
     excess = np.maximum(np.abs(out - expected.z) - ROUNDING * np.abs(expected.z), 0)
