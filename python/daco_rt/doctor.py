@@ -129,7 +129,9 @@ def _plugin() -> str:
 
 
 def _tensorrt() -> str:
-    if importlib.util.find_spec("tensorrt") is None:
+    spec = importlib.util.find_spec("tensorrt")
+    # A mere folder of that name on the path has a spec too, without an origin.
+    if spec is None or spec.origin is None:
         raise DacoError(
             "not installed; only needed, with a GPU, to build and run engines (export --runtime tensorrt)"
         )
