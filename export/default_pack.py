@@ -11,9 +11,8 @@ from daco_rt.dictionary import dictionary_for
 from daco_rt.models import Checkpoint
 from daco_rt.steering.compile import compile_pursuit_pack
 
-# Fractions of a block's median residual norm. On smol, 0.4 answered 24 of 24 unrelated questions word for
-# word as unsteered and still kept the concept out. Pocket's codes are weaker (they peak at 0.3 to 0.45): 0.3
-# edits a fifth of its rows, enough to test with.
+# Fractions of a block's median residual norm. On smol 0.4 keeps the concept out and leaves an unrelated answer as
+# it was (tests/e2e/test_smol.py). Pocket's codes are weaker: 0.3 edits a fifth of the rows that verify sees.
 _DEADBAND = {"smol-internvl": 0.4, "pocket-internvl": 0.3}
 
 

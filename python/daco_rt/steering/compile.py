@@ -3,8 +3,8 @@
 Where the numbers come from:
 
 - *deadband* θ = ``deadband`` × the block's median residual norm. Pursuit always finds k atoms, a good part
-  of them by chance and weak; without a deadband removing those does most of the damage. 0.4 kept benign
-  answers closest to the unsteered ones at equal effect on a small language model.
+  of them by chance and weak; without a deadband removing those does most of the damage. 0.4 is a start:
+  choose it by what harmless answers lose.
 - *gain* −1: subtracting a code once often leaves enough for later blocks to restore it; twice does not.
 - *bias* −E μ: residual streams share a few huge directions; coding z − μ keeps them out of the code.
 - *positions* "all": attention reads a concept back from the cache of the prompt, so editing generated
