@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from daco_rt.artifacts import load_dictionary
-from daco_rt.cli.sae import built_in_texts
 from daco_rt.console import print_table
 from daco_rt.dictionary import dictionary_for
 from daco_rt.models import model_identity, resolve_checkpoint
 from daco_rt.sae import SaeTraining, StoreSource, convert_to_jumprelu, harvest_activations, train_sae
 from daco_rt.sae.annotate import count_labels
+from daco_rt.sae.texts import built_in_texts
 
 ETAS = (0.1, 0.2, 0.3)
 

@@ -124,7 +124,7 @@ def test_named_then_definition_then_nearest_ancestor(tmp_path):
         ("  a: {label: neutral, under: [x.n.01], only: [x.n.01]}\n", "in group 'a' already"),
         ("  a: {label: neutral, gloss: ['(']}\n", "no regular expression"),
         ("  a: []\n", "expected keys and values, got list"),
-        ("  a: [\n", "cannot be read as label rules"),
+        ("  a: [\n", "cannot be read as YAML"),
         ("  []\n", "groups must map"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,14 +162,16 @@ def _sources(
         return {b: StoreSource(store, b) for b in _of_store(store, blocks)}, store.model, ""
 
     from daco_rt.models import model_identity, resolve_checkpoint
+    from daco_rt.models.load import load_model
     from daco_rt.sae.harvest import LiveSource, TextReader, harvest_activations
+    from daco_rt.sae.texts import built_in_texts, read_texts
 
     if blocks is None:
         raise DacoError("which blocks are to be read is not said; give --blocks, for example 15-19")
-    texts = _texts(arguments.texts)
+    texts = built_in_texts() if arguments.texts is None else read_texts(arguments.texts)
     checkpoint = resolve_checkpoint(None, arguments.checkpoint)
     identity = model_identity(checkpoint)
-    model, tokenizer = _load(checkpoint.path, arguments.device)
+    model, tokenizer = load_model(checkpoint.path, arguments.device)
     if arguments.store is None:
         readers = {b: TextReader(model, tokenizer, texts, (b,), arguments.texts_per_shard) for b in blocks}
         live = {b: LiveSource(reader, identity.hidden_size) for b, reader in readers.items()}
@@ -197,19 +198,6 @@ def _of_store(store: ActivationStore, blocks: tuple[int, ...] | None) -> tuple[i
     return blocks or store.blocks
 
 
-def _load(path: Path, device: str) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoTokenizer, logging
-
-    logging.disable_progress_bar()
-
-    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        path, local_files_only=True, use_safetensors=True
-    )
-    return model.to(target).eval(), AutoTokenizer.from_pretrained(path, local_files_only=True)
-
-
 def _dictionary(arguments: argparse.Namespace, label: str) -> ConceptDictionary:
     from daco_rt.artifacts import load_dictionary
     from daco_rt.dictionary import dictionary_for
@@ -229,48 +217,6 @@ def _blocks(arguments: argparse.Namespace) -> tuple[int, ...] | None:
         return None if arguments.blocks is None else parse_layers(arguments.blocks)
     except PolicyError as error:
         raise DacoError(str(error).replace("--layers", "--blocks")) from error
-
-
-def built_in_texts() -> list[str]:
-    """Return the texts that come with the package: ordinary ones, and those that say a built-in concept.
-
-    Their order mixes the concepts, so that no shard holds all texts of one.
-
-    Example
-    -------
-    >>> len(built_in_texts())
-    2500
-    """
-    from daco_rt.concepts import ORDINARY_TEXTS, everyday_concepts, stimuli_for
-
-    made = [stimulus.text for entry in everyday_concepts() for stimulus in stimuli_for(entry)]
-    texts = [*ORDINARY_TEXTS, *made]
-    # A stride that shares no factor with the count visits every text once.
-    stride = next(n for n in range(701, 2000) if math.gcd(n, len(texts)) == 1)
-    return [texts[i * stride % len(texts)] for i in range(len(texts))]
-
-
-def _texts(file: str | None) -> list[str]:
-    if file is None:
-        return built_in_texts()
-    texts = []
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DacoError(f"{file} is not UTF-8 ({error}); convert it first") from error
-    for number, line in enumerate(lines, 1):
-        if file.endswith((".jsonl", ".ndjson")):
-            try:
-                line = json.loads(line)["text"]
-                if not isinstance(line, str):
-                    raise TypeError("text is no string")
-            except (ValueError, KeyError, TypeError) as error:
-                raise DacoError(f'{file}, line {number}: expected {{"text": "…"}} ({error})') from error
-        if line.strip():
-            texts.append(line)
-    if not texts:
-        raise DacoError(f"{file} holds no text; write one a line")
-    return texts
 
 
 def _convert(arguments: argparse.Namespace) -> list[dict[str, Any]]:

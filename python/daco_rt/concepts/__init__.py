@@ -5,7 +5,7 @@ from __future__ import annotations
 from daco_rt.concepts.everyday import ConceptEntry, everyday_concepts, read_entries
 from daco_rt.concepts.labels import HandTable, Label, Labeller, apply_labels
 from daco_rt.concepts.rules import LabelRules, load_rules
-from daco_rt.concepts.select import select_concepts
+from daco_rt.concepts.select import select_concepts, subset_concepts
 from daco_rt.concepts.stimuli import ORDINARY_TEXTS, Stimulus, stimuli_for
 from daco_rt.concepts.table import WordConcept, count_labels, load_table, save_table, shipped_table
 from daco_rt.concepts.texts import (
@@ -45,5 +45,6 @@ __all__ = [
     "select_concepts",
     "shipped_table",
     "stimuli_for",
+    "subset_concepts",
     "texts_for",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from daco_rt._yaml import check_keys, load_yaml
 from daco_rt.concepts.everyday import LABELS
 from daco_rt.concepts.labels import Label
 from daco_rt.concepts.table import WordConcept
@@ -118,16 +119,9 @@ def load_rules(path: str | Path | None = None) -> LabelRules:
     ArtifactError
         If the file is no such YAML; unknown keys are answered with the nearest known one.
     """
-    import yaml
-
     path = Path(DEFAULT_RULES if path is None else path)
-    try:
-        tree: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read as label rules: {' '.join(str(error).split())}"
-        ) from error
-    _known(tree, ("version", "groups", "prefer"), f"{path}")
+    tree = load_yaml(path, ArtifactError)
+    check_keys(tree, ("version", "groups", "prefer"), f"{path}", ArtifactError)
     if tree.get("version") != 1:
         raise ArtifactError(f"{path}: version must be 1, got {tree.get('version')!r}")
     groups = tree.get("groups")
@@ -139,7 +133,7 @@ def load_rules(path: str | Path | None = None) -> LabelRules:
     glosses: list[tuple[re.Pattern[str], str]] = []
     for group, rule in groups.items():
         where = f"{path}, group '{group}'"
-        _known(rule, _KEYS, where)
+        check_keys(rule, _KEYS, where, ArtifactError)
         label = rule.get("label")
         if label not in LABELS:
             raise ArtifactError(f"{where}: label {label!r} is unknown{did_you_mean(str(label), LABELS)}")
@@ -165,14 +159,6 @@ def load_rules(path: str | Path | None = None) -> LabelRules:
 def _synset(name: str, where: str) -> None:
     if not re.fullmatch(r"[^\s.]\S*\.n\.\d\d", name):
         raise ArtifactError(f"{where}: {name!r} is no synset; write word.n.NN, as in dagger.n.01")
-
-
-def _known(tree: Any, keys: tuple[str, ...], where: str) -> None:
-    if not isinstance(tree, dict):
-        raise ArtifactError(f"{where}: expected keys and values, got {type(tree).__name__}")
-    for key in tree:
-        if key not in keys:
-            raise ArtifactError(f"{where}: key '{key}' is unknown{did_you_mean(str(key), keys)}")
 
 
 def _names(rule: dict[str, Any], key: str, where: str) -> list[str]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -111,6 +112,26 @@ def select_concepts(
         if synset.offset in chosen
     ]
     return apply_labels(rows, [rules])
+
+
+def subset_concepts(table: Sequence[WordConcept], size: int) -> tuple[WordConcept, ...]:
+    """Return the smaller table that the same rule would give: points 3 and 4, without WordNet.
+
+    Example
+    -------
+    >>> small = subset_concepts(shipped_table(), 1200)
+    >>> len(small), sum(concept.label != "neutral" for concept in small)
+    (1200, 400)
+    """
+    if size < 1:
+        raise ArtifactError(f"size must be 1 or more, got {size}")
+    labelled = [row for row, concept in enumerate(table) if concept.label != "neutral"]
+    chosen = set(labelled[: size // KEPT_SHARE])
+    for row in range(len(table)):
+        if len(chosen) >= size:
+            break
+        chosen.add(row)
+    return tuple(table[row] for row in sorted(chosen))
 
 
 def count_mentions(wordnet: WordNet) -> Counter[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from daco_rt._yaml import check_keys, load_yaml
 from daco_rt.artifacts import Concept, ConceptDictionary, Pack, Sae, load_dictionary, load_sae
 from daco_rt.concepts.table import load_table, shipped_table
 from daco_rt.errors import PolicyError, did_you_mean
@@ -81,7 +82,7 @@ def read_policies(path: str | Path) -> PolicyFile:
     'default'
     """
     path = Path(path)
-    tree = _mapping(_load(path), _TOP, str(path))
+    tree = check_keys(load_yaml(path, PolicyError), _TOP, str(path), PolicyError)
     if tree.get("version") != 1:
         raise PolicyError(f"{path}: version must be 1, got {tree.get('version')!r}")
     shared = _fields(tree.get("defaults"), _SHARED, f"{path}, defaults")
@@ -255,7 +256,7 @@ def _used(specs: Iterable[PolicySpec], there: tuple[int, ...]) -> tuple[int, ...
 
 
 def _sources(tree: dict[str, Any], path: Path) -> dict[str, Any]:
-    source = _mapping(tree.get("source", {}), _SOURCE, f"{path}, source")
+    source = check_keys(tree.get("source", {}), _SOURCE, f"{path}, source", PolicyError)
     if "dictionary" in source and "saes" in source:
         raise PolicyError(f"{path}, source: name a dictionary or saes, not both")
     found: dict[str, Any] = {}
@@ -273,7 +274,7 @@ def _sources(tree: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _options(tree: Any, path: Path) -> dict[str, Any]:
-    found = _mapping({} if tree is None else tree, tuple(_PACK), f"{path}, pack")
+    found = check_keys({} if tree is None else tree, tuple(_PACK), f"{path}, pack", PolicyError)
     for name, value in found.items():
         kind = _PACK[name][0]
         fits = isinstance(value, (int, float) if kind is float else kind)
@@ -287,7 +288,7 @@ _KINDS = {int: "an integer", str: "text", float: "a number", bool: "true or fals
 
 def _fields(row: Any, keys: tuple[str, ...], where: str) -> dict[str, Any]:
     """The fields of a PolicySpec that a mapping sets."""
-    row = _mapping({} if row is None else row, keys, where)
+    row = check_keys({} if row is None else row, keys, where, PolicyError)
     found: dict[str, Any] = {}
     for key, value in row.items():
         what = f"{where}: {key}"
@@ -332,35 +333,3 @@ def _text(value: Any, what: str) -> str:
             f"{what} must be text, got {value!r}; put quotes around it if YAML reads it otherwise"
         )
     return value
-
-
-def _mapping(tree: Any, keys: tuple[str, ...], where: str) -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        raise PolicyError(f"{where}: expected keys and values, got {type(tree).__name__}")
-    for key in tree:
-        if key not in keys:
-            raise PolicyError(f"{where}: key '{key}' is unknown{did_you_mean(str(key), keys)}")
-    return tree
-
-
-def _load(path: Path) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Refuses a key that comes twice, of which YAML would silently keep the last."""
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            name = loader.construct_object(key)
-            if name in seen:
-                raise PolicyError(f"{path}, line {key.start_mark.line + 1}: '{name}' comes twice; remove one")
-            seen.add(name)
-        loader.flatten_mapping(node)
-        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
-        raise PolicyError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error

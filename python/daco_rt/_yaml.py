@@ -1,0 +1,68 @@
+"""Reading YAML that people write: no key twice, no unknown key, errors that name the place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from daco_rt.errors import DacoError, did_you_mean
+
+
+def load_yaml(path: Path, error: type[DacoError] = DacoError) -> Any:
+    """Return what a YAML file holds; no tag of it makes an object.
+
+    Parameters
+    ----------
+    path : the file.
+    error : the class to raise.
+
+    Raises
+    ------
+    DacoError
+        Of the given class, if the file cannot be read, is no YAML, or a key comes twice, of which YAML would
+        silently keep the last.
+
+    Example
+    -------
+    >>> load_yaml(Path("configs/policies.yaml"))["version"]
+    1
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = loader.construct_object(key)
+            if name in seen:
+                raise error(f"{path}, line {key.start_mark.line + 1}: '{name}' comes twice; remove one")
+            seen.add(name)
+        loader.flatten_mapping(node)
+        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as problem:
+        raise error(f"{path} cannot be read as YAML: {' '.join(str(problem).split())}") from problem
+
+
+def check_keys(
+    tree: Any, keys: Collection[str], where: str, error: type[DacoError] = DacoError
+) -> dict[str, Any]:
+    """Return ``tree`` if it is a mapping of known keys.
+
+    Raises
+    ------
+    DacoError
+        Of the given class; for an unknown key it names the nearest known one.
+    """
+    if not isinstance(tree, dict):
+        raise error(f"{where}: expected keys and values, got {type(tree).__name__}")
+    for key in tree:
+        if key not in keys:
+            raise error(f"{where}: key '{key}' is unknown{did_you_mean(str(key), keys)}")
+    return tree
