@@ -1,27 +1,44 @@
-"""Concept dictionaries: measuring directions on a model, and finding the ones that come with the package."""
+"""Concept dictionaries: concepts read on a model, their directions, and what comes with the package."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from daco_rt.dictionary.shipped import dictionary_for, shipped_dictionaries
 
 if TYPE_CHECKING:
     from daco_rt.dictionary.directions import Directions, build_dictionary, measure_directions
+    from daco_rt.dictionary.harvest import harvest_means
+    from daco_rt.dictionary.items import HarvestItem, ItemTable, table_concepts, text_items
+    from daco_rt.dictionary.means import ConceptMeans, open_means
+
+_HOMES = {
+    "directions": ("Directions", "build_dictionary", "measure_directions"),
+    "harvest": ("harvest_means",),
+    "items": ("HarvestItem", "ItemTable", "table_concepts", "text_items"),
+    "means": ("ConceptMeans", "open_means"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ConceptMeans",
     "Directions",
+    "HarvestItem",
+    "ItemTable",
     "build_dictionary",
     "dictionary_for",
+    "harvest_means",
     "measure_directions",
+    "open_means",
     "shipped_dictionaries",
+    "table_concepts",
+    "text_items",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # Looking a dictionary up must not cost the import of torch.
-    if name in ("Directions", "build_dictionary", "measure_directions"):
-        from daco_rt.dictionary import directions
-
-        return getattr(directions, name)
+    if name in _HOME_OF:
+        return getattr(import_module(f"daco_rt.dictionary.{_HOME_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
