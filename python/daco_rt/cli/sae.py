@@ -170,7 +170,7 @@ def _sources(
     texts = _texts(arguments.texts)
     checkpoint = resolve_checkpoint(None, arguments.checkpoint)
     identity = model_identity(checkpoint)
-    model, tokenizer = _load(checkpoint.path, arguments.device)
+    model, tokenizer = load_model(checkpoint.path, arguments.device)
     if arguments.store is None:
         readers = {b: TextReader(model, tokenizer, texts, (b,), arguments.texts_per_shard) for b in blocks}
         live = {b: LiveSource(reader, identity.hidden_size) for b, reader in readers.items()}
@@ -197,7 +197,8 @@ def _of_store(store: ActivationStore, blocks: tuple[int, ...] | None) -> tuple[i
     return blocks or store.blocks
 
 
-def _load(path: Path, device: str) -> tuple[Any, Any]:
+def load_model(path: Path, device: str) -> tuple[Any, Any]:
+    """Return a checkpoint's Hugging Face model on a device ("auto": CUDA where it is), and its tokenizer."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoTokenizer, logging
 
