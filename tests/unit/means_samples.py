@@ -60,7 +60,9 @@ def make_means(
     n, d = next(iter(positive.values())).shape
     rng = np.random.default_rng(0)
     table = concepts or tuple(
-        Concept(i, f"c{i}", "undesirable" if i % 3 == 0 else "neutral", f"g{i % 3}", f"c{i}.n.01", f"gloss {i}")
+        Concept(
+            i, f"c{i}", "undesirable" if i % 3 == 0 else "neutral", f"g{i % 3}", f"c{i}.n.01", f"gloss {i}"
+        )
         for i in range(n)
     )
     signed = {(b, 1): a for b, a in positive.items()} | {(b, -1): a for b, a in (negative or {}).items()}
@@ -71,7 +73,7 @@ def make_means(
         tuple(sorted(positive)),
         table,
         position,
-        {b: 10.0 for b in positive},
+        dict.fromkeys(positive, 10.0),
         {"stimuli": "planted"},
         signed,
         {(b, s): np.asarray(number[s].get(b, np.full(n, 7)), np.int64) for b, s in signed},

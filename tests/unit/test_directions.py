@@ -1,4 +1,4 @@
-"""Directions from means: the algebra of centres against float64, exclusion, shared components, the artifact."""
+"""Directions from means: the algebra of centres, exclusion, shared components, the artifact."""
 
 from __future__ import annotations
 

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Sequence
 from daco_rt.concepts.texts import CHATML, Markers, Sayable, TextStimulus, definition_of
 from daco_rt.errors import ArtifactError
 
+HELD_OUT = 2
 ALONE, ASKED = "definition alone", "definition asked"
 WITHOUT_WORD = (ALONE, ASKED)
 
 
 def split_stimuli(
-    stimuli: Iterable[TextStimulus], *, harvest: int, held_out: int = 2
+    stimuli: Iterable[TextStimulus], *, harvest: int, held_out: int = HELD_OUT
 ) -> tuple[list[TextStimulus], list[TextStimulus]]:
     """Divide texts concept by concept: the first ``harvest`` of each, and up to ``held_out`` of those after.
 
@@ -84,7 +85,7 @@ def _says(gloss: str, name: str) -> bool:
     """Whether a definition contains a part of the name, or a word that begins as it does."""
     words = re.findall(r"\w+", gloss.lower())
     for part in re.findall(r"\w+", name.lower()):
-        stem = part[: max(4, len(part) - 3)]
+        stem = part[: max(5, len(part) - 2)]
         if any(word == part or (len(part) >= 4 and word.startswith(stem)) for word in words):
             return True
     return False
