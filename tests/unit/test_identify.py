@@ -196,7 +196,7 @@ def test_centring_on_readings_takes_out_what_a_kind_of_text_shares(
         tmp_path / "d", model=identity,
         atoms={b: (r - middles[b]).astype(np.float32) for b, r in rows.items()},
         means={b: vector.astype(np.float32) for b, vector in far_off.items()},
-        median_norm=dict.fromkeys(BLOCKS, 1000.0), 
+        median_norm=dict.fromkeys(BLOCKS, 1000.0),
         concepts=[Concept(i, s.name) for i, s in enumerate(firsts)],
     )  # fmt: skip
     own = identify(dictionary, model, tokenizer, firsts, centre="readings", progress=False)
