@@ -31,8 +31,14 @@ class UnsupportedError(DacoError, NotImplementedError):
     """A real feature of a model or a format that this version does not implement."""
 
 
+# More names than this are a wall of text; their number says enough.
+_READABLE = 20
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'? known: a, b"`` for an unknown ``word``.
+    """Return ``"; did you mean 'x'? Known: a, b"`` for an unknown ``word``.
+
+    Of more than twenty names only the nearest and their number are said.
 
     Example
     -------
@@ -40,6 +46,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     "; did you mean 'default'? Known: default, off"
     """
     names = sorted(known)
+    if not names:
+        return "; there are none"
     near = difflib.get_close_matches(word, names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ";"
-    return f"{hint} Known: {', '.join(names)}" if near else f"; known: {', '.join(names)}"
+    if len(names) > _READABLE:
+        return (f"; did you mean '{near[0]}'?" if near else "") + f" ({len(names)} in all)"
+    return (
+        f"; did you mean '{near[0]}'? Known: {', '.join(names)}" if near else f"; known: {', '.join(names)}"
+    )

@@ -6,7 +6,7 @@ A folder of ``manifest.json``, ``dictionary.safetensors`` (``block.{ℓ}.atoms``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from daco_rt.artifacts.identity import ModelIdentity
 from daco_rt.artifacts.manifest import MANIFEST, Progress, open_artifact
 from daco_rt.artifacts.operands import DTYPE_LABELS, check_norms, check_values
 from daco_rt.artifacts.store import check_target, new_artifact
-from daco_rt.artifacts.tensors import TensorRef, dtype_name, from_array, read_header
-from daco_rt.errors import ArtifactError
+from daco_rt.artifacts.tensors import TensorRef, TensorSource, dtype_name, from_array, read_header
+from daco_rt.errors import ArtifactError, did_you_mean
 
 TENSORS = "dictionary.safetensors"
 CONCEPTS = "concepts.jsonl"
@@ -68,7 +68,10 @@ class ConceptDictionary:
         for concept in self.concepts:
             if concept.name == name:
                 return concept.index
-        raise ArtifactError(f"dictionary {self.path} has no concept '{name}' among its {self.size}")
+        raise ArtifactError(
+            f"dictionary {self.path} has no concept '{name}' among its {self.size}"
+            + did_you_mean(name, (concept.name for concept in self.concepts))
+        )
 
     def _ref(self, block: int, what: str) -> TensorRef:
         if block not in self.blocks:
@@ -82,7 +85,7 @@ def save_dictionary(
     path: str | Path,
     *,
     model: ModelIdentity,
-    atoms: Mapping[int, np.ndarray],
+    atoms: Mapping[int, np.ndarray | TensorSource],
     means: Mapping[int, np.ndarray],
     median_norm: Mapping[int, float],
     concepts: Iterable[Concept],
@@ -94,11 +97,13 @@ def save_dictionary(
     Parameters
     ----------
     path : the folder to make.
-    atoms : block → [N, d], fp32 or fp16, one dtype and shape for all blocks.
+    atoms : block → [N, d], fp32 or fp16, one dtype and shape for all blocks; or (dtype, shape, producer) as
+        ``write_safetensors`` takes it, so that one block is in memory at a time.
     means : block → [d] fp32.
     median_norm : block → median norm of the residual stream.
     concepts : N concepts with indices 0 to N − 1, in order.
-    recipe : how the directions were made, any JSON.
+    recipe : how the directions were made, any JSON; it is read after the last producer has run, which may
+        therefore add to it.
 
     Raises
     ------
@@ -107,22 +112,20 @@ def save_dictionary(
     """
     where = f"dictionary {path}"
     check_target(path, overwrite=overwrite)
-    tensors = {f"block.{block}.atoms": a for block, a in atoms.items()} | {
-        f"block.{block}.mean": a for block, a in means.items()
-    }
+    tensors: dict[str, np.ndarray | TensorSource] = {f"block.{b}.atoms": a for b, a in atoms.items()}
+    tensors |= {f"block.{b}.mean": a for b, a in means.items()}
     blocks = tuple(sorted(int(block) for block in atoms))
-    specs = {name: (dtype_name(array), tuple(array.shape)) for name, array in tensors.items()}
+    specs = {name: _spec(given) for name, given in tensors.items()}
     size, dim, dtype = _check(blocks, specs, where)
-    for name, array in tensors.items():
-        check_values(name, array, where)
+    sources = {name: _checked(name, given, where) for name, given in tensors.items()}
     table = _check_table(concepts, size, where)
     norms = check_norms(median_norm, blocks, where)
     with new_artifact(path, "dictionary", overwrite=overwrite) as writer:
+        writer.write_safetensors(TENSORS, sources)
         writer.set(
             model=model.to_dict(), size=size, dim=dim, dtype=dtype, blocks=blocks,
             median_norm=norms, recipe=dict(recipe or {}),
         )  # fmt: skip
-        writer.write_safetensors(TENSORS, {name: from_array(array) for name, array in tensors.items()})
         writer.add_jsonl(CONCEPTS, concept_rows(table))
     return load_dictionary(path, verify=False)
 
@@ -157,6 +160,26 @@ def load_dictionary(
     concepts = _check_table(read_concepts(artifact.file(CONCEPTS), size), size, str(path / CONCEPTS))
     model = ModelIdentity.from_dict(identity, str(path / MANIFEST))
     return ConceptDictionary(path, size, dim, dtype, blocks, model, norms, concepts, recipe, refs)
+
+
+def _spec(given: np.ndarray | TensorSource) -> tuple[str, tuple[int, ...]]:
+    return (dtype_name(given), tuple(given.shape)) if isinstance(given, np.ndarray) else given[:2]
+
+
+def _checked(name: str, given: np.ndarray | TensorSource, where: str) -> TensorSource:
+    """Return a source whose values are finite: arrays are checked now, what is made later when it is made."""
+    if isinstance(given, np.ndarray):
+        check_values(name, given, where)
+        return from_array(given)
+    dtype, shape, producer = given
+
+    def produce() -> Iterator[np.ndarray]:
+        made = producer()
+        for rows in [made] if isinstance(made, np.ndarray) else made:
+            check_values(name, rows, where)
+            yield rows
+
+    return dtype, shape, produce
 
 
 def _check(

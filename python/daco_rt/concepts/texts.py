@@ -155,7 +155,7 @@ def texts_for(
     'dagger'
     """
     skipped = Counter() if skipped is None else skipped
-    gloss = _definition(concept.gloss)
+    gloss = definition_of(concept.gloss)
     made: dict[str, list[tuple[str, int, int]]] = {kind: [] for kind in KINDS}
     if "definition" in kinds and gloss:
         made["definition"] = [_fill(template, concept, markers, gloss) for template in _DEFINITIONS]
@@ -301,8 +301,14 @@ def _stimulus(line: str, where: str) -> TextStimulus:
     return stimulus
 
 
-def _definition(gloss: str) -> str:
-    """The first clause of a gloss, without the field of knowledge before it."""
+def definition_of(gloss: str) -> str:
+    """Return the first clause of a gloss, without the field of knowledge before it.
+
+    Example
+    -------
+    >>> definition_of("(music) a short tune; also a song")
+    'a short tune'
+    """
     clause = re.sub(r"^(\([^()]*\)\s*)+", "", gloss.strip()).split(";")[0]
     return clause.strip(" .,:")
 

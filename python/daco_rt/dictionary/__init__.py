@@ -1,4 +1,4 @@
-"""Concept dictionaries: concepts read on a model, their directions, and what comes with the package."""
+"""Concept dictionaries: concepts read on a model, their directions, diagnostics, what comes with the package."""
 
 from __future__ import annotations
 
@@ -8,28 +8,37 @@ from typing import TYPE_CHECKING, Any
 from daco_rt.dictionary.shipped import dictionary_for, shipped_dictionaries
 
 if TYPE_CHECKING:
-    from daco_rt.dictionary.directions import Directions, build_dictionary, measure_directions
+    from daco_rt.dictionary.directions import block_directions, build_dictionary
     from daco_rt.dictionary.harvest import harvest_means
+    from daco_rt.dictionary.identify import Identification, identify
     from daco_rt.dictionary.items import HarvestItem, ItemTable, table_concepts, text_items
     from daco_rt.dictionary.means import ConceptMeans, open_means
+    from daco_rt.dictionary.neighbours import open_atoms
+    from daco_rt.dictionary.report import diagnose
 
 _HOMES = {
-    "directions": ("Directions", "build_dictionary", "measure_directions"),
+    "directions": ("block_directions", "build_dictionary"),
     "harvest": ("harvest_means",),
+    "identify": ("Identification", "identify"),
     "items": ("HarvestItem", "ItemTable", "table_concepts", "text_items"),
     "means": ("ConceptMeans", "open_means"),
+    "neighbours": ("open_atoms",),
+    "report": ("diagnose",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ConceptMeans",
-    "Directions",
     "HarvestItem",
+    "Identification",
     "ItemTable",
+    "block_directions",
     "build_dictionary",
+    "diagnose",
     "dictionary_for",
     "harvest_means",
-    "measure_directions",
+    "identify",
+    "open_atoms",
     "open_means",
     "shipped_dictionaries",
     "table_concepts",

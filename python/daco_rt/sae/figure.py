@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from daco_rt._plot import new_figure
 from daco_rt.errors import DacoError
 from daco_rt.sae.sweep import SweepPoint, choose_point, pareto_front
 
@@ -29,12 +31,12 @@ def draw_sweep(
     """
     if not points:
         raise DacoError("the sweep has no points to draw")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DacoError("matplotlib is not installed; pip install 'daco-rt[figures]'") from error
-    figure = Figure(figsize=(7.2, 4.8), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    with new_figure(output, width=7.2, height=4.8) as figure:
+        _draw(figure.add_subplot(), points, keep_capability, title)
+    return Path(output)
+
+
+def _draw(axes: Any, points: Sequence[SweepPoint], keep_capability: float, title: str) -> None:
     free = next(point for point in points if point.eta is None)
     chosen = choose_point(points, keep_capability=keep_capability)
     steered = [point for point in points if point.eta is not None]
@@ -49,7 +51,7 @@ def draw_sweep(
         for point in (line[0], line[-1]) if len(line) > 1 else line:
             axes.annotate(
                 f"γ {point.gamma:g}", (point.capability, point.safety), xytext=(4, 4),
-                textcoords="offset points", fontsize=7, color="0.3",
+                textcoords="offset points", color="0.3",
             )  # fmt: skip
     front = pareto_front(points)
     axes.plot(
@@ -67,13 +69,5 @@ def draw_sweep(
     axes.set_xlabel("capability (higher is better)")
     axes.set_ylabel("safety (higher is better)")
     if title:
-        axes.set_title(title, loc="left", fontsize=10)
-    axes.legend(fontsize=7, frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    output = Path(output)
-    try:
-        figure.savefig(output)
-    except ValueError as error:
-        raise DacoError(f"{output}: {error}; use .png, .svg or .pdf") from error
-    return output
+        axes.set_title(title)
+    axes.legend()

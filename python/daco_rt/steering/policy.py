@@ -137,10 +137,10 @@ def check_specs(
         known = {concept.name for concept in table}
         for group in spec.groups:
             if group not in groups:
-                raise PolicyError(f"policy '{spec.name}': no group '{group}'{_hint(group, groups)}")
+                raise PolicyError(f"policy '{spec.name}': no group '{group}'{did_you_mean(group, groups)}")
         for name in spec.concepts:
             if name not in known:
-                raise PolicyError(f"policy '{spec.name}': no concept '{name}'{_hint(name, known)}")
+                raise PolicyError(f"policy '{spec.name}': no concept '{name}'{did_you_mean(name, known)}")
         if isinstance(spec.latents, Mapping):
             alien = next((block for block in spec.latents if block not in blocks), None)
             if alien is not None:
@@ -182,11 +182,3 @@ def describe_spec(spec: PolicySpec) -> dict[str, Any]:
         if not values[name]:
             del values[name]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def _hint(word: str, known: set[str]) -> str:
-    """Near matches; the whole list only where it is short enough to read."""
-    text = did_you_mean(word, known) if known else "; there are none"
-    if len(known) <= 20:
-        return text
-    return text[: text.lower().index("known:")].rstrip() + f" ({len(known)} in all)"

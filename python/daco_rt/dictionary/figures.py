@@ -1,0 +1,242 @@
+"""Figures of a dictionary's diagnostics, drawn from the JSON of ``report.diagnose`` and nothing else.
+
+Each title says what is to be seen, worked out from the numbers drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from daco_rt._plot import COLOURS, new_figure
+from daco_rt.concepts.held_out import ALONE, ASKED, WITHOUT_WORD
+from daco_rt.errors import DacoError
+
+Report = Mapping[str, Any]
+_SHOWN_GROUPS = 7
+
+
+def write_figures(report: Report, folder: str | Path, *, kind: str = "png") -> tuple[Path, ...]:
+    """Draw every figure that the report has numbers for into a folder, and return the files.
+
+    ``coherence``, ``groups`` and ``map`` always; ``signal`` if the means were given, ``identification`` if
+    texts were held out. Old files of these names are replaced.
+
+    Raises
+    ------
+    DacoError
+        If matplotlib is not installed or ``kind`` is none of png, svg, pdf.
+
+    Example
+    -------
+    >>> [path.name for path in write_figures(report, "figures")]
+    ['coherence.png', 'groups.png', 'map.png', 'signal.png', 'identification.png']
+    """
+    folder = Path(folder)
+    drawn = []
+    for name, draw in (
+        ("coherence", draw_coherence),
+        ("groups", draw_groups),
+        ("map", draw_map),
+        ("signal", draw_signal),
+        ("identification", draw_identification),
+    ):
+        if report.get("groups" if name == "map" else name):
+            output = folder / f"{name}.{kind}"
+            draw(report, output)
+            drawn.append(output)
+    return tuple(drawn)
+
+
+def draw_coherence(report: Report, output: str | Path) -> None:
+    """Draw quantiles of |cos| between atoms by block, and the histogram at one block against random atoms."""
+    by_block = report["coherence"]
+    blocks = sorted(map(int, by_block))
+    shown = str(report["block"])
+    dim = report["dim"]
+    with new_figure(output, width=6.4, height=3.0) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+        shares = (("0.5", "median"), ("0.99", "99 %"), ("0.999", "99.9 %"))
+        for colour, (share, name) in zip(COLOURS, shares, strict=False):
+            values = [by_block[str(block)]["quantiles"][share] for block in blocks]
+            left.plot(blocks, values, "o-", color=colour)
+            left.annotate(
+                name,
+                (blocks[-1], values[-1]),
+                xytext=(5, 0),
+                textcoords="offset points",
+                color=colour,
+                va="center",
+            )
+        left.axhline(_random_quantile(0.5, dim), color="0.5", linestyle=":")
+        left.annotate(
+            "median, random atoms", (blocks[0], _random_quantile(0.5, dim)), xytext=(0, -3),
+            textcoords="offset points", va="top", color="0.4",
+        )  # fmt: skip
+        _block_axis(left, blocks)
+        left.margins(x=0.12)
+        left.set_ylim(-0.08, 1)
+        left.set_ylabel("|cos| between two atoms")
+        best = min(blocks, key=lambda block: by_block[str(block)]["mean"])
+        left.set_title(f"Atoms are least alike at block {best}")
+        counts = np.array(by_block[shown]["histogram"], np.float64)
+        edges = np.linspace(0, 1, len(counts) + 1)
+        density = counts / counts.sum() * 100
+        right.stairs(density, edges, fill=True, color=COLOURS[0], alpha=0.85)
+        chance = np.diff([_random_below(edge, dim) for edge in edges]) * 100
+        right.stairs(chance, edges, color="0.3", linewidth=1.2)
+        right.set_yscale("log")
+        smallest = density[density > 0].min()
+        right.set_ylim(smallest / 2, max(density.max(), chance.max()) * 3)
+        right.set_xlabel("|cos|")
+        right.set_ylabel("% of pairs in a bin")
+        right.set_title(f"Block {shown}, and random (line)")
+
+
+def draw_groups(report: Report, output: str | Path) -> None:
+    """Draw the mean cosine between the atoms of two groups as a matrix."""
+    groups = report["groups"]
+    names, cosines = groups["names"], np.array(groups["cosines"], np.float64)
+    inside = np.diag(cosines)
+    outside = cosines[~np.eye(len(names), dtype=bool)]
+    bound = float(np.nanmax(np.abs(cosines)))
+    with new_figure(output, width=6.4, height=5.4) as figure:
+        axes = figure.add_subplot()
+        image = axes.imshow(cosines, cmap="RdBu_r", vmin=-bound, vmax=bound)
+        sizes = groups["sizes"]
+        axes.set_yticks(
+            range(len(names)), [f"{name} ({size})" for name, size in zip(names, sizes, strict=True)]
+        )
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
+        for side in ("left", "bottom"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(length=0)
+        figure.colorbar(image, ax=axes, shrink=0.85, label="mean cosine between atoms")
+        axes.set_title(
+            f"Concepts of a group are alike (mean cosine {np.nanmean(inside):.2f}), "
+            f"those of two groups are not ({np.nanmean(outside):.2f})\n"
+            f"block {report['block']}; number of concepts in parentheses"
+        )
+
+
+def draw_map(report: Report, output: str | Path) -> None:
+    """Draw the atoms of the labelled groups on the plane along which the groups' means differ most."""
+    groups = report["groups"]
+    places = {name: np.array(groups["map"][name], np.float64) for name in groups["names"]}
+    shown = groups["names"][:_SHOWN_GROUPS]
+    with new_figure(output, width=6.4, height=5.0) as figure:
+        axes = figure.add_subplot()
+        for name in groups["names"][_SHOWN_GROUPS:]:
+            axes.plot(*places[name].T, ".", color="0.8", markersize=4, zorder=1)
+        for colour, name in zip(COLOURS, shown, strict=False):
+            axes.plot(*places[name].T, ".", color=colour, markersize=5, alpha=0.75, zorder=2)
+        for colour, name in zip(COLOURS, shown, strict=False):
+            x, y = np.median(places[name], axis=0)
+            axes.text(
+                x, y, name, color="black", ha="center", va="center", zorder=3,
+                bbox={"facecolor": "white", "edgecolor": colour, "alpha": 0.85, "pad": 2, "linewidth": 1.5},
+            )  # fmt: skip
+        first, second = groups["shares"]
+        axes.set_xlabel(f"axis 1: {first:.0%} of what sets the groups' means apart (cosine)")
+        axes.set_ylabel(f"axis 2: {second:.0%} (cosine)")
+        rest = len(groups["names"]) - len(shown)
+        grey = f"; {rest} smaller groups in grey" if rest > 0 else ""
+        axes.set_title(f"Where the labelled concepts lie, block {report['block']}{grey}")
+
+
+def draw_signal(report: Report, output: str | Path) -> None:
+    """Draw the length of directions over the standard error of their means, by block."""
+    by_block = report["signal"]
+    blocks = sorted(map(int, by_block))
+
+    def curve(name: str, quantile: str) -> list[float]:
+        return [by_block[str(block)][name][quantile] for block in blocks]
+
+    with new_figure(output, width=6.4, height=3.0) as figure:
+        left, right = figure.subplots(1, 2)
+        left.fill_between(blocks, curve("ratio", "0.05"), curve("ratio", "0.95"), color=COLOURS[0], alpha=0.2)
+        left.plot(blocks, curve("ratio", "0.5"), "o-", color=COLOURS[0])
+        left.axhline(1, color="0.5", linestyle=":")
+        left.annotate("all noise", (blocks[0], 1), xytext=(0, 3), textcoords="offset points", color="0.4")
+        left.set_ylim(bottom=0)
+        left.set_ylabel("‖D‖ / standard error of the mean")
+        lowest = min(curve("ratio", "0.05"))
+        left.set_title(f"95 % of directions stand {lowest:.1f} × above noise")
+        _block_axis(left, blocks)
+        norms = np.array([report["median_norm"][str(block)] for block in blocks])
+        kinds = (("spread", "one reading's scatter"), ("norms", "‖D‖"), ("errors", "standard error"))
+        for colour, (name, label) in zip(COLOURS, kinds, strict=False):
+            values = np.array(curve(name, "0.5")) / norms
+            right.plot(blocks, values, "o-", color=colour, label=label)
+        right.set_ylim(bottom=0)
+        right.set_ylabel("of the block's median ‖z‖")
+        right.set_title("Medians over the concepts")
+        right.legend()
+        _block_axis(right, blocks)
+
+
+def draw_identification(report: Report, output: str | Path) -> None:
+    """Draw top-1 and top-5 by block: at the word of unseen sentences, and from definitions without it."""
+    found = report["identification"]
+    blocks = sorted(map(int, found["blocks"]))
+    kinds = {kind for block in found["blocks"].values() for kind in block["by_kind"]}
+    word = sorted(kinds - set(WITHOUT_WORD))
+    curves = [("at the word of an unseen sentence", word)] if word else []
+    curves += [
+        (name, [kind])
+        for kind, name in ((ASKED, "definition, asked for the word"), (ALONE, "definition alone"))
+        if kind in kinds
+    ]
+    if not curves:
+        raise DacoError("there are no held-out texts to draw; give --held-out")
+    with new_figure(output, width=5.5, height=3.8) as figure:
+        axes = figure.add_subplot()
+        best: dict[str, tuple[int, float]] = {}
+        for colour, (name, members) in zip(COLOURS, curves, strict=False):
+            top1, top5 = (_pooled(found, blocks, members, what) for what in ("top1", "top5"))
+            axes.plot(blocks, 100 * top1, "o-", color=colour, label=name)
+            axes.plot(blocks, 100 * top5, "--", color=colour, linewidth=1)
+            at = int(np.nanargmax(top1))
+            best[name] = blocks[at], float(top1[at])
+        axes.plot([], [], "--", color="0.4", linewidth=1, label="the same, among the nearest 5")
+        axes.set_ylim(0, 103)
+        axes.set_ylabel("right concept is the nearest atom, %")
+        _block_axis(axes, blocks)
+        axes.legend(loc="center right" if len(curves) > 1 else "lower right")
+        lines = [f"{name}: {share:.0%} at block {block}" for name, (block, share) in best.items()]
+        axes.set_title(
+            f"Which of {found['atoms']:,} concepts is it? Best block by kind of text:\n" + "\n".join(lines)
+        )
+
+
+def _pooled(found: Report, blocks: list[int], kinds: list[str], what: str) -> np.ndarray:
+    """The share over several kinds of texts together, [blocks]; NaN where none was read."""
+    values = []
+    for block in blocks:
+        rows = [row for kind in kinds if (row := found["blocks"][str(block)]["by_kind"][kind])["texts"]]
+        texts = sum(row["texts"] for row in rows)
+        values.append(sum(row[what] * row["texts"] for row in rows) / texts if texts else math.nan)
+    return np.array(values)
+
+
+def _block_axis(axes: Any, blocks: list[int]) -> None:
+    step = -(-len(blocks) // 7)
+    axes.set_xticks(blocks[::step])
+    axes.set_xlabel("decoder block")
+
+
+def _random_below(cosine: float, dim: int) -> float:
+    """The chance that |cos| of two random directions is below a value; nearly normal of variance 1 / d."""
+    return math.erf(cosine * math.sqrt(dim / 2))
+
+
+def _random_quantile(share: float, dim: int) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _random_below(middle, dim) < share else (low, middle)
+    return low

@@ -1,0 +1,281 @@
+"""Concept identification in unseen texts: is the atom nearest to a reading that of the text's concept?
+
+Each held-out text is read at its word (or, without the word, at its last token), centred, and compared with
+all N atoms of the block; the rank of its own concept is what counts. This is the first step of pursuit, so it
+says at which blocks a dictionary can tell concepts apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from daco_rt.artifacts import Concept, ConceptDictionary
+from daco_rt.concepts.texts import TextStimulus
+from daco_rt.dictionary.diagnostics import unit_rows
+from daco_rt.errors import DacoError, did_you_mean
+from daco_rt.models.residual import read_blocks
+from daco_rt.progress import progress as show
+
+NORM_LIMIT = 4.0
+READING_CENTRES = ("ordinary", "readings")
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Identification:
+    """Ranks of the right concept.
+
+    Attributes
+    ----------
+    size : int
+        N, the number of atoms each reading was compared with; by chance top-1 is 1 / N.
+    centre : str
+        What was subtracted from the readings: "ordinary" or "readings".
+    concepts : tuple of Concept
+        The right concept of each text, [n].
+    kinds : tuple of str
+        The kind of each text, [n].
+    ranks : dict of int to numpy.ndarray
+        block → [n] int32, 1 for the nearest atom; 0 where the reading was rejected for its norm or stood at
+        position 0.
+    skipped : dict of str to int
+        Reason → number of texts that were not read.
+    """
+
+    size: int
+    centre: str
+    concepts: tuple[Concept, ...]
+    kinds: tuple[str, ...]
+    ranks: dict[int, np.ndarray] = field(repr=False)
+    skipped: dict[str, int]
+
+    def top(self, block: int, k: int = 1, *, kinds: Sequence[str] | None = None) -> float:
+        """Return the share of readings whose concept is among the k nearest atoms; NaN without readings."""
+        ranks = self.ranks[block][self._of_kinds(kinds)]
+        ranks = ranks[ranks > 0]
+        return float((ranks <= k).mean()) if ranks.size else float("nan")
+
+    def best_block(self, *, kinds: Sequence[str] | None = None) -> int:
+        """Return the block of the best top-1; ties go to the earlier block."""
+        return max(sorted(self.ranks), key=lambda block: self.top(block, kinds=kinds))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return top-1 and top-5 by block, overall, by kind of text and by the concepts' group, as JSON."""
+        groups = np.array([concept.group or concept.label for concept in self.concepts], dtype=object)
+        kinds = np.array(self.kinds, dtype=object)
+        everything = {
+            str(block): {
+                **_scores(ranks),
+                "rejected": int((ranks == 0).sum()),
+                "by_kind": {kind: _scores(ranks[kinds == kind]) for kind in sorted(set(self.kinds))},
+                "by_group": {group: _scores(ranks[groups == group]) for group in sorted(set(groups))},
+            }
+            for block, ranks in sorted(self.ranks.items())
+        }
+        return {"atoms": self.size, "centre": self.centre, "skipped": self.skipped, "blocks": everything}
+
+    def _of_kinds(self, kinds: Sequence[str] | None) -> np.ndarray:
+        return np.array([kinds is None or kind in kinds for kind in self.kinds], bool)
+
+
+def identify(
+    dictionary: ConceptDictionary,
+    model: torch.nn.Module,
+    tokenizer: Any,
+    stimuli: Sequence[TextStimulus],
+    *,
+    centre: str = "ordinary",
+    batch_tokens: int = 2048,
+    progress: bool = True,
+) -> Identification:
+    """Rank the right concept for every held-out text at every block of a dictionary.
+
+    Memory: the atoms of one block, and the readings of 1,024 texts at all blocks. Texts are matched with
+    atoms by name.
+
+    Parameters
+    ----------
+    dictionary : the atoms.
+    model : the model they were measured on, a Hugging Face causal or image-text model.
+    tokenizer : its own.
+    stimuli : held-out texts; each is read at the last token of its span.
+    centre : "ordinary" subtracts the mean of ordinary text from a reading, as the operator does; "readings"
+        the mean of the first 1,024 readings of the same kind, which takes out what all texts of a kind share.
+    batch_tokens : tokens in one forward pass, padding included.
+    progress : show a progress bar on standard error.
+
+    Raises
+    ------
+    DacoError
+        If ``centre`` is unknown or no text belongs to a concept of the dictionary.
+
+    Example
+    -------
+    >>> found = identify(dictionary, model, tokenizer, unseen)
+    >>> found.top(16)
+    0.97
+    """
+    if centre not in READING_CENTRES:
+        raise DacoError(f"centre '{centre}' is unknown{did_you_mean(centre, READING_CENTRES)}")
+    kept, owners, skipped = match_concepts(dictionary, stimuli)
+    limits = {block: NORM_LIMIT * dictionary.median_norm[block] for block in dictionary.blocks}
+    ranks: dict[int, list[np.ndarray]] = {block: [] for block in dictionary.blocks}
+    centres: dict[tuple[int, str], np.ndarray] = {}
+    silent = contextlib.nullcontext(lambda _: None)
+    with show("identifying concepts", len(kept), unit="texts") if progress else silent as advance:
+        chunks = read_words(model, tokenizer, kept, dictionary.blocks, batch_tokens=batch_tokens)
+        for start, rows, good in chunks:
+            part = kept[start : start + len(good)]
+            for block in dictionary.blocks:
+                usable = good & (np.linalg.norm(rows[block], axis=1) <= limits[block])
+                if centre == "readings":
+                    offset = _kind_means(rows[block], usable, part, block, centres)
+                else:
+                    offset = dictionary.mean(block)
+                place = rank_rows(
+                    rows[block] - offset, owners[start : start + len(part)], dictionary.atoms(block)
+                )
+                ranks[block].append(np.where(usable, place, 0).astype(np.int32))
+            advance(len(part))
+    return Identification(
+        dictionary.size,
+        centre,
+        tuple(dictionary.concepts[i] for i in owners),
+        tuple(stimulus.kind for stimulus in kept),
+        {block: np.concatenate(parts) for block, parts in ranks.items()},
+        skipped,
+    )
+
+
+def match_concepts(
+    dictionary: ConceptDictionary, stimuli: Sequence[TextStimulus]
+) -> tuple[list[TextStimulus], np.ndarray, dict[str, int]]:
+    """Return the texts whose concept is an atom, the atoms' rows [n], and reason → texts left out.
+
+    Raises
+    ------
+    DacoError
+        If no text is left.
+
+    Example
+    -------
+    >>> kept, owners, skipped = match_concepts(dictionary, unseen)
+    """
+    by_name: dict[str, list[int]] = {}
+    for concept in dictionary.concepts:
+        by_name.setdefault(concept.name, []).append(concept.index)
+    kept, owners, skipped = [], [], {"concept is no atom": 0, "name of several atoms": 0}
+    for stimulus in stimuli:
+        found = by_name.get(stimulus.name, [])
+        if len(found) == 1:
+            kept.append(stimulus)
+            owners.append(found[0])
+        else:
+            skipped["name of several atoms" if found else "concept is no atom"] += 1
+    if not kept:
+        raise DacoError(
+            f"none of the {len(stimuli)} held-out texts is about a concept of {dictionary.path}; "
+            "make them from the table that was harvested"
+        )
+    return kept, np.array(owners), {reason: count for reason, count in skipped.items() if count}
+
+
+def read_words(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    stimuli: Sequence[TextStimulus],
+    blocks: Sequence[int],
+    *,
+    batch_tokens: int = 2048,
+    chunk: int = CHUNK,
+) -> Iterator[tuple[int, dict[int, np.ndarray], np.ndarray]]:
+    """Read texts at the last token of their span, in order, a chunk at a time.
+
+    Yields
+    ------
+    (start, rows, good)
+        Number of the chunk's first text; block → [n, d] fp32; [n] bool, False where the span's last token is
+        position 0, which is never read (its row is zero).
+
+    Example
+    -------
+    >>> for start, rows, good in read_words(model, tokenizer, unseen, [16]):
+    ...     print(start, rows[16].shape)
+    """
+    rest = iter(stimuli)
+    start = 0
+    while part := list(islice(rest, chunk)):
+        encoded = tokenizer(
+            [stimulus.text for stimulus in part], add_special_tokens=False, return_offsets_mapping=True
+        )
+        tokens = [
+            max((i for i, (a, b) in enumerate(offsets) if a < s.end and b > s.start), default=0)
+            for s, offsets in zip(part, encoded["offset_mapping"], strict=True)
+        ]
+        rows: dict[int, np.ndarray] = {}
+        for i, streams in read_blocks(model, encoded["input_ids"], blocks, batch_tokens=batch_tokens):
+            for block, stream in streams.items():
+                if block not in rows:
+                    rows[block] = np.zeros((len(part), stream.shape[1]), np.float32)
+                if tokens[i] > 0:
+                    rows[block][i] = stream[tokens[i]].numpy()
+        yield start, rows, np.array(tokens) > 0
+        start += len(part)
+
+
+def rank_rows(rows: np.ndarray, owners: np.ndarray, atoms: np.ndarray) -> np.ndarray:
+    """Return the rank [n] of each row's own atom among all atoms by cosine, 1 for the nearest.
+
+    Parameters
+    ----------
+    rows : [n, d] centred readings.
+    owners : [n], the right atom of each.
+    atoms : [N, d]; rows need not have unit norm. An atom that ties with the right one counts as nearer.
+
+    Example
+    -------
+    >>> rank_rows(np.eye(3)[:1], np.array([0]), np.eye(3))
+    array([1])
+    """
+    cosines = rows.astype(np.float32) @ unit_rows(atoms).T
+    own = cosines[np.arange(len(rows)), owners]
+    return (cosines >= own[:, None]).sum(axis=1)
+
+
+def _kind_means(
+    rows: np.ndarray,
+    usable: np.ndarray,
+    stimuli: Sequence[TextStimulus],
+    block: int,
+    centres: dict[tuple[int, str], np.ndarray],
+) -> np.ndarray:
+    """The mean reading of each text's kind, [n, d]; a kind's mean is fixed by the first chunk it comes in."""
+    kinds = np.array([stimulus.kind for stimulus in stimuli], dtype=object)
+    offsets = np.zeros_like(rows)
+    for kind in sorted(set(kinds)):
+        of_kind = kinds == kind
+        if (block, kind) not in centres:
+            read = rows[of_kind & usable]
+            if not len(read):
+                continue
+            centres[block, kind] = read.mean(axis=0)
+        offsets[of_kind] = centres[block, kind]
+    return offsets
+
+
+def _scores(ranks: np.ndarray) -> dict[str, Any]:
+    read = ranks[ranks > 0]
+    if not read.size:
+        return {"texts": 0, "top1": None, "top5": None}
+    return {
+        "texts": int(read.size),
+        "top1": round(float((read <= 1).mean()), 4),
+        "top5": round(float((read <= 5).mean()), 4),
+    }
