@@ -60,7 +60,7 @@ def new_figure(output: str | Path, *, width: float = 5.5, height: float = 3.4) -
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DacoError("matplotlib is not installed; pip install 'daco-rt[figures]'") from error
-    with rc_context(_STYLE):
+    with rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
         yield figure
         output.parent.mkdir(parents=True, exist_ok=True)

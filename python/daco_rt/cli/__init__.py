@@ -20,6 +20,7 @@ VERBS = (
     ("sae", "daco_rt.cli.sae", "train sparse autoencoders on a model's activations"),
     ("annotate", "daco_rt.cli.annotate", "label an SAE's latents, choose eta and gamma"),
     ("pack", "daco_rt.cli.pack", "compile a policy file with a dictionary or SAEs into a pack"),
+    ("build", "daco_rt.cli.build", "from words to packs by one configuration file"),
     ("inspect", "daco_rt.cli.inspect", "print what any artifact holds"),
     ("models", "daco_rt.cli.models", "list or fetch the built-in checkpoints"),
     ("doctor", "daco_rt.cli.doctor", "say what is installed, built and usable"),

@@ -1,4 +1,4 @@
-"""Concept dictionaries: concepts read on a model, their directions, diagnostics, what comes with the package."""
+"""Concept dictionaries: concepts read on a model, their directions, diagnostics, those of the package."""
 
 from __future__ import annotations
 
