@@ -16,6 +16,7 @@ from daco_rt.steering.policy_file import parse_blocks
 _TOP = (
     "version",
     "model",
+    "dtype",
     "blocks",
     "concepts",
     "stimuli",
@@ -25,6 +26,7 @@ _TOP = (
     "annotate",
     "packs",
 )
+_DTYPES = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class PackSection:
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """A build, checked. Paths are relative to the folder of ``path``.
+    """A build, checked. Paths are relative to the folder of ``path``; ``dtype`` is what the model runs in
+    while it is read, "auto" for the checkpoint's own.
 
     Example
     -------
@@ -102,6 +105,7 @@ class BuildConfig:
 
     path: Path
     model: str
+    dtype: str
     blocks: tuple[int, ...]
     concepts: ConceptsSection
     stimuli: StimuliSection
@@ -134,6 +138,9 @@ def read_config(path: str | Path) -> BuildConfig:
             raise DacoError(f"{path}: {key} is missing; name {_WANTED[key]}")
     if not isinstance(tree["model"], str):
         raise DacoError(f"{path}: model must be a folder, a hub id or a built-in name, got {tree['model']!r}")
+    dtype = tree.get("dtype", "auto")
+    if dtype not in _DTYPES:
+        raise DacoError(f"{path}: dtype '{dtype}' is unknown{did_you_mean(str(dtype), _DTYPES)}")
     blocks = parse_blocks(tree["blocks"], str(path))
     sae = _sae(tree["sae"], f"{path}, sae", blocks) if tree.get("sae") is not None else None
     if sae is None and tree.get("annotate") is not None:
@@ -141,6 +148,7 @@ def read_config(path: str | Path) -> BuildConfig:
     return BuildConfig(
         path,
         tree["model"],
+        dtype,
         blocks,
         _section(ConceptsSection, tree.get("concepts"), f"{path}, concepts"),
         _section(StimuliSection, tree.get("stimuli"), f"{path}, stimuli"),

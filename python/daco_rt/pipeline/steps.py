@@ -59,8 +59,9 @@ class Step:
 class Host:
     """The model of a build, opened when the first step asks for it."""
 
-    def __init__(self, name: str, device: str = "auto") -> None:
+    def __init__(self, name: str, dtype: str, device: str = "auto") -> None:
         self.name = name
+        self.dtype = dtype
         self.device = device
 
     @functools.cached_property
@@ -75,7 +76,7 @@ class Host:
         """Model and tokenizer."""
         from daco_rt.models.loading import load_torch
 
-        return load_torch(self._checkpoint.path, self.device)
+        return load_torch(self._checkpoint.path, self.device, self.dtype)
 
     @functools.cached_property
     def _checkpoint(self) -> Any:
@@ -92,7 +93,7 @@ def steps_of(config: BuildConfig, host: Host) -> list[Step]:
     DacoError
         If a file that the configuration names does not exist.
     """
-    model = host.identity.to_dict()
+    model = {**host.identity.to_dict(), "dtype": host.dtype}
     steps = [_concepts(config), _stimuli(config), _harvest(config, host, model), _dictionary(config)]
     if config.sae is not None:
         for block in config.sae.blocks or config.blocks:
