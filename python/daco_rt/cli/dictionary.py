@@ -99,17 +99,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _identify(arguments: argparse.Namespace, dictionary: ConceptDictionary) -> Identification:
-    from daco_rt.cli.sae import load_model
     from daco_rt.concepts.texts import load_stimuli
     from daco_rt.dictionary.identify import identify
     from daco_rt.models import model_identity, resolve_checkpoint
+    from daco_rt.models.loading import load_torch
 
     stimuli = list(load_stimuli(arguments.held_out))
     checkpoint = resolve_checkpoint(arguments.model, arguments.checkpoint)
     difference = dictionary.model.difference(model_identity(checkpoint))
     if difference is not None:
         raise DacoError(f"{arguments.means} was not harvested from {checkpoint.label}: {difference}")
-    model, tokenizer = load_model(checkpoint.path, arguments.device)
+    model, tokenizer = load_torch(checkpoint.path, arguments.device)
     return identify(dictionary, model, tokenizer, stimuli)
 
 

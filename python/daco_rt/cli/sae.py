@@ -9,8 +9,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daco_rt.cli.blocks import parse_blocks
 from daco_rt.console import add_json, print_json
-from daco_rt.errors import ArtifactError, DacoError, PolicyError
+from daco_rt.errors import ArtifactError, DacoError
 
 if TYPE_CHECKING:
     from daco_rt.artifacts import ConceptDictionary, ModelIdentity
@@ -124,7 +125,7 @@ def _train(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         )
     if arguments.checkpoint is None and arguments.texts is not None:
         raise DacoError("--texts needs a model that reads them; give --checkpoint")
-    blocks = _blocks(arguments)
+    blocks = None if arguments.blocks is None else parse_blocks(arguments.blocks)
     sources, identity, label = _sources(arguments, blocks)
     dictionary = _dictionary(arguments, label) if training.init == "dictionary" else None
     from daco_rt.sae.train import train_sae
@@ -163,6 +164,7 @@ def _sources(
         return {b: StoreSource(store, b) for b in _of_store(store, blocks)}, store.model, ""
 
     from daco_rt.models import model_identity, resolve_checkpoint
+    from daco_rt.models.loading import load_torch
     from daco_rt.sae.harvest import LiveSource, TextReader, harvest_activations
 
     if blocks is None:
@@ -170,7 +172,7 @@ def _sources(
     texts = _texts(arguments.texts)
     checkpoint = resolve_checkpoint(None, arguments.checkpoint)
     identity = model_identity(checkpoint)
-    model, tokenizer = load_model(checkpoint.path, arguments.device)
+    model, tokenizer = load_torch(checkpoint.path, arguments.device)
     if arguments.store is None:
         readers = {b: TextReader(model, tokenizer, texts, (b,), arguments.texts_per_shard) for b in blocks}
         live = {b: LiveSource(reader, identity.hidden_size) for b, reader in readers.items()}
@@ -197,20 +199,6 @@ def _of_store(store: ActivationStore, blocks: tuple[int, ...] | None) -> tuple[i
     return blocks or store.blocks
 
 
-def load_model(path: Path, device: str) -> tuple[Any, Any]:
-    """Return a checkpoint's Hugging Face model on a device ("auto": CUDA where it is), and its tokenizer."""
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoTokenizer, logging
-
-    logging.disable_progress_bar()
-
-    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        path, local_files_only=True, use_safetensors=True
-    )
-    return model.to(target).eval(), AutoTokenizer.from_pretrained(path, local_files_only=True)
-
-
 def _dictionary(arguments: argparse.Namespace, label: str) -> ConceptDictionary:
     from daco_rt.artifacts import load_dictionary
     from daco_rt.dictionary import dictionary_for
@@ -221,15 +209,6 @@ def _dictionary(arguments: argparse.Namespace, label: str) -> ConceptDictionary:
             "there is no dictionary to start from; give --dictionary, or --init random --latents N"
         )
     return load_dictionary(path)
-
-
-def _blocks(arguments: argparse.Namespace) -> tuple[int, ...] | None:
-    from daco_rt.export import parse_layers
-
-    try:
-        return None if arguments.blocks is None else parse_layers(arguments.blocks)
-    except PolicyError as error:
-        raise DacoError(str(error).replace("--layers", "--blocks")) from error
 
 
 def built_in_texts() -> list[str]:

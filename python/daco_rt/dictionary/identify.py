@@ -19,11 +19,12 @@ import torch
 from daco_rt.artifacts import Concept, ConceptDictionary
 from daco_rt.concepts.texts import TextStimulus
 from daco_rt.dictionary.diagnostics import unit_rows
+from daco_rt.dictionary.harvest import NORM_LIMIT
+from daco_rt.dictionary.positions import Tokens, find_positions
 from daco_rt.errors import DacoError, did_you_mean
-from daco_rt.models.residual import read_blocks
+from daco_rt.models.residual import read_batches
 from daco_rt.progress import progress as show
 
-NORM_LIMIT = 4.0
 READING_CENTRES = ("ordinary", "readings")
 CHUNK = 1024
 
@@ -215,18 +216,20 @@ def read_words(
         encoded = tokenizer(
             [stimulus.text for stimulus in part], add_special_tokens=False, return_offsets_mapping=True
         )
-        tokens = [
-            max((i for i, (a, b) in enumerate(offsets) if a < s.end and b > s.start), default=0)
-            for s, offsets in zip(part, encoded["offset_mapping"], strict=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        found = [
+            find_positions("word", Tokens(*tokens, (s.start, s.end)))[0]
+            for s, *tokens in zip(part, ids, offsets, strict=True)
         ]
         rows: dict[int, np.ndarray] = {}
-        for i, streams in read_blocks(model, encoded["input_ids"], blocks, batch_tokens=batch_tokens):
+        for batch, streams in read_batches(model, ids, blocks, batch_tokens=batch_tokens):
+            places = [(row, i, found[i][0]) for row, i in enumerate(batch) if found[i]]
+            at, which, tokens = ([place[k] for place in places] for k in range(3))
             for block, stream in streams.items():
                 if block not in rows:
-                    rows[block] = np.zeros((len(part), stream.shape[1]), np.float32)
-                if tokens[i] > 0:
-                    rows[block][i] = stream[tokens[i]].numpy()
-        yield start, rows, np.array(tokens) > 0
+                    rows[block] = np.zeros((len(part), stream.shape[-1]), np.float32)
+                rows[block][which] = stream[at, tokens].float().cpu().numpy()
+        yield start, rows, np.array([bool(position) for position in found])
         start += len(part)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,23 +67,77 @@ def read_blocks(
     >>> for i, streams in read_blocks(model, tokenizer(texts)["input_ids"], [15]):
     ...     print(i, streams[15].shape)
     """
+    for batch, streams in read_batches(model, ids, blocks, batch_tokens=batch_tokens):
+        for row, i in enumerate(batch):
+            yield i, {block: stream[row, : len(ids[i])].float().cpu() for block, stream in streams.items()}
+
+
+def read_batches(
+    model: torch.nn.Module,
+    ids: Sequence[Sequence[int]],
+    blocks: Sequence[int],
+    *,
+    batch_tokens: int = 4096,
+    extras: Sequence[Mapping[str, torch.Tensor] | None] | None = None,
+) -> Iterator[tuple[list[int], dict[int, torch.Tensor]]]:
+    """Run token sequences through a model once and yield the residual stream batch by batch, where it is.
+
+    What is needed of it can be gathered before anything leaves the device; `read_blocks` moves everything.
+
+    Parameters
+    ----------
+    model, ids, blocks, batch_tokens : as for ``read_blocks``.
+    extras : further inputs of each sequence, for example ``{"pixel_values": [tiles, 3, H, W]}``; those of a
+        batch are concatenated along their first dimension. A batch that has some goes through the whole
+        model, which puts pictures where their tokens stand, the others through the text model alone.
+
+    Yields
+    ------
+    (batch, streams)
+        Numbers of the sequences in the batch, shortest first, and ``streams[block]`` [batch, longest, d] in
+        the model's dtype and on its device; beyond a sequence's length its values mean nothing.
+
+    Raises
+    ------
+    DacoError
+        If a block does not exist.
+
+    Example
+    -------
+    >>> for batch, streams in read_batches(model, ids, [15]):
+    ...     last = streams[15][range(len(batch)), [len(ids[i]) - 1 for i in batch]]
+    """
     text = text_model_of(model)
     wanted = sorted({int(block) for block in blocks})
     count = len(text.layers)
     if not wanted or wanted[0] < 0 or wanted[-1] >= count:
         raise DacoError(f"blocks must be one or more of 0 to {count - 1}, got {list(blocks)}")
-    device = next(text.parameters()).device
-    with torch.inference_mode(), _hooks(text, wanted) as seen:
+    weight = text.embed_tokens.weight
+    with _hooks(text, wanted) as seen:
         for batch in _batches([len(row) for row in ids], batch_tokens):
             longest = max(len(ids[i]) for i in batch)
             # Padding goes to the right, where causal attention keeps it from what is read.
             padded = torch.zeros((len(batch), longest), dtype=torch.long)
             for row, i in enumerate(batch):
                 padded[row, : len(ids[i])] = torch.tensor(ids[i])
-            with contextlib.suppress(_Enough):
-                text(input_ids=padded.to(device), use_cache=False)
-            for row, i in enumerate(batch):
-                yield i, {block: seen[block][row, : len(ids[i])].float().cpu() for block in wanted}
+            inputs = {"input_ids": padded.to(weight.device)}
+            further = _joined([extras[i] for i in batch], weight) if extras is not None else {}
+            with torch.inference_mode(), contextlib.suppress(_Enough):
+                (model if further else text)(**inputs, **further, use_cache=False)
+            yield batch, dict(seen)
+            seen.clear()
+
+
+def _joined(
+    extras: Sequence[Mapping[str, torch.Tensor] | None], like: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    names = sorted({name for extra in extras for name in extra or ()})
+    found = {}
+    for name in names:
+        whole = torch.cat([extra[name] for extra in extras if extra and name in extra])
+        dtype = like.dtype if whole.is_floating_point() else None
+        found[name] = whole.to(like.device, dtype, non_blocking=True)
+    return found
 
 
 class _Enough(Exception):

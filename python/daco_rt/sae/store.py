@@ -14,7 +14,6 @@ that would take the whole of the reconstruction error.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +22,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from daco_rt._files import atomic_file, sha256_file
+from daco_rt._files import HashingFile, sweep
 from daco_rt.artifacts import ModelIdentity, from_array, read_header, write_safetensors
+from daco_rt.artifacts.shards import Shards, as_stored, read_json, read_spec, refuse_other, write_json
 from daco_rt.errors import ArtifactError
 
 FORMAT, VERSION = "daco_rt.activations", 1
@@ -61,15 +61,17 @@ class ActivationStore:
     @property
     def missing(self) -> list[int]:
         """Return the shards that have no commit yet."""
-        return [shard for shard in range(self.shards) if not self._commit_file(shard).is_file()]
+        return self._shards.missing
 
     def rows(self, block: int) -> int:
         """Return how many rows the committed shards hold for a block."""
-        return sum(self._count(block, "rows"))
+        self._check_block(block)
+        return self._shards.total("rows", str(block))
 
     def rejected(self, block: int) -> int:
         """Return how many rows of a block were rejected for their norm."""
-        return sum(self._count(block, "rejected"))
+        self._check_block(block)
+        return self._shards.total("rejected", str(block))
 
     def chunk(self, block: int, shard: int) -> np.ndarray:
         """Map the rows of one shard of one block, [n, d] fp32 or bf16, read-only.
@@ -81,7 +83,7 @@ class ActivationStore:
         """
         self._check_block(block)
         file = self._shard_file(block, shard)
-        if not self._commit_file(shard).is_file():
+        if not self._shards.has(shard):
             raise ArtifactError(f"{file} is not there yet; finish filling the store {self.path}")
         refs = read_header(file)
         ref = refs.get("rows")
@@ -113,12 +115,12 @@ class ActivationStore:
             If blocks or shapes do not fit, a row is not finite (its text is named), or the disk is full.
         """
         where = f"store {self.path}, shard {shard}"
-        if not 0 <= shard < self.shards:
-            raise ArtifactError(f"{where}: there are {self.shards} shards; give 0 to {self.shards - 1}")
+        self._shards.check_number(shard)
         if set(rows) != set(self.blocks):
             raise ArtifactError(f"{where}: rows are for blocks {sorted(rows)}, expected {list(self.blocks)}")
         text, token = np.asarray(text, np.int32), np.asarray(token, np.int32)
-        commit: dict[str, Any] = {"rows": {}, "rejected": {}, "files": {}}
+        commit: dict[str, dict[str, int]] = {"rows": {}, "rejected": {}}
+        files: dict[str, HashingFile] = {}
         for block in self.blocks:
             table = np.asarray(rows[block], np.float32)
             if table.shape != (len(text), self.dim) or token.shape != text.shape:
@@ -137,7 +139,7 @@ class ActivationStore:
             kept = inside & (token > 0)
             file = self._shard_file(block, shard)
             file.parent.mkdir(parents=True, exist_ok=True)
-            written = write_safetensors(
+            files[file.relative_to(self.path).as_posix()] = write_safetensors(
                 file,
                 {
                     "rows": from_array(table[kept].astype(DTYPES[self.dtype])),
@@ -147,9 +149,7 @@ class ActivationStore:
             )
             commit["rows"][str(block)] = int(kept.sum())
             commit["rejected"][str(block)] = int((~inside & (token > 0)).sum())
-            commit["files"][str(block)] = {"sha256": written.sha256, "bytes": written.bytes}
-        self._commit_file(shard).parent.mkdir(exist_ok=True)
-        _write_json(self._commit_file(shard), commit)
+        self._shards.commit(shard, files, **commit)
         return {block: commit["rows"][str(block)] for block in self.blocks}
 
     def check(self, verify: bool = False) -> None:
@@ -160,21 +160,7 @@ class ActivationStore:
         ArtifactError
             If a shard is missing, cut short or damaged.
         """
-        if self.missing:
-            raise ArtifactError(
-                f"store {self.path} is not complete: {len(self.missing)} of {self.shards} shards are "
-                f"missing; "
-                "run the command that fills it again, it goes on where it stopped"
-            )
-        for shard in range(self.shards):
-            for block, entry in self._commit(shard)["files"].items():
-                file = self._shard_file(int(block), shard)
-                found = file.stat().st_size if file.is_file() else None
-                if found != entry["bytes"] or (verify and sha256_file(file) != entry["sha256"]):
-                    raise ArtifactError(
-                        f"{file} is missing or damaged; delete {self._commit_file(shard)} and fill the store "
-                        "again"
-                    )
+        self._shards.check(verify)
 
     def _check_block(self, block: int) -> None:
         if block not in self.blocks:
@@ -182,19 +168,12 @@ class ActivationStore:
                 f"store {self.path} has no block {block}; available: {', '.join(map(str, self.blocks))}"
             )
 
-    def _count(self, block: int, what: str) -> list[int]:
-        self._check_block(block)
-        there = set(range(self.shards)) - set(self.missing)
-        return [self._commit(shard)[what][str(block)] for shard in sorted(there)]
+    @property
+    def _shards(self) -> Shards:
+        return Shards(self.path, self.shards, "store")
 
     def _shard_file(self, block: int, shard: int) -> Path:
         return self.path / f"block-{block:03d}" / f"{shard:05d}.safetensors"
-
-    def _commit_file(self, shard: int) -> Path:
-        return self.path / "commits" / f"{shard:05d}.json"
-
-    def _commit(self, shard: int) -> dict[str, Any]:
-        return _read_json(self._commit_file(shard))
 
 
 def create_store(
@@ -250,22 +229,16 @@ def create_store(
         "shards": int(shards),
         "recipe": dict(recipe or {}),
     }
-    # What a reader will see, so that it can be compared with what is there.
-    spec = json.loads(json.dumps(spec, allow_nan=False))
+    spec = as_stored(spec)
+    # A writer that was killed before the spec was there leaves its partial file and no store.
+    sweep(path / _SPEC)
     if (path / _SPEC).exists():
-        found = _read_json(path / _SPEC)
-        different = sorted(key for key in spec if found.get(key) != spec[key])
-        if different:
-            raise ArtifactError(
-                f"store {path} was begun with another {', '.join(different)}; choose another folder or "
-                f"delete "
-                "this one"
-            )
+        refuse_other(path, "store", read_json(path / _SPEC, "store"), spec)
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ArtifactError(f"{path} is not empty and no activation store; choose another folder")
     else:
         path.mkdir(parents=True, exist_ok=True)
-        _write_json(path / _SPEC, spec)
+        write_json(path / _SPEC, spec)
     return open_store(path, complete=False)
 
 
@@ -284,15 +257,7 @@ def open_store(path: str | Path, *, complete: bool = True, verify: bool = False)
         If there is none, it is damaged, or of a newer version.
     """
     path = Path(path)
-    if not (path / _SPEC).is_file():
-        raise ArtifactError(f"{path} holds no {_SPEC}; expected the folder of an activation store")
-    data = _read_json(path / _SPEC)
-    if data.get("format") != FORMAT or data.get("version") != VERSION:
-        raise ArtifactError(
-            f"{path / _SPEC}: format {data.get('format')!r} version {data.get('version')!r}, expected "
-            f"{FORMAT!r} "
-            f"version {VERSION}; give another folder or upgrade daco-rt"
-        )
+    data = read_spec(path, _SPEC, kind=FORMAT, version=VERSION, what="an activation store")
     try:
         model = ModelIdentity.from_dict(data["model"], str(path / _SPEC))
         store = ActivationStore(
@@ -311,18 +276,3 @@ def open_store(path: str | Path, *, complete: bool = True, verify: bool = False)
     if complete:
         store.check(verify)
     return store
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with atomic_file(path) as file:
-        file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); delete it and fill the store again") from error
-    return value

@@ -21,6 +21,7 @@ from daco_rt.artifacts import ConceptDictionary, ModelIdentity, Sae, check_targe
 from daco_rt.artifacts.manifest import read_manifest
 from daco_rt.artifacts.store import is_artifact
 from daco_rt.errors import ArtifactError, DacoError
+from daco_rt.models.loading import torch_device
 from daco_rt.progress import progress as show
 from daco_rt.sae.autoencoder import Autoencoder, initial_directions
 from daco_rt.sae.checkpoint import RunFolder, Saved
@@ -97,7 +98,7 @@ def train_sae(
         if overwrite and not resume:
             folder.discard()
         saved = folder.begin(settings, resume=resume)
-        target = _device(device)
+        target = torch_device(device)
         trainer = _Trainer(source, training, atoms, target, saved)
         folder.cut_metrics(trainer.step)
         silent = contextlib.nullcontext(lambda _: None)
@@ -317,18 +318,6 @@ class _Trainer:
 def _tensor(array: np.ndarray) -> Tensor:
     # A copy in torch's own memory: how a mapped file is aligned must not change a bit of the arithmetic.
     return torch.tensor(np.array(array))
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise DacoError(f"device {device!r} is unknown; give cpu, cuda or auto") from error
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise DacoError(f"device {device!r}: torch finds no GPU here; give cpu or auto")
-    return target
 
 
 def _atoms(dictionary: ConceptDictionary | None, model: ModelIdentity, block: int) -> np.ndarray | None:
