@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -27,7 +28,7 @@ from harness import commit, machine, versions
 from daco_rt._files import atomic_file
 from daco_rt.cli.blocks import parse_blocks
 from daco_rt.concepts import ORDINARY_TEXTS, TextStimulus, WordConcept, make_stimuli, shipped_table
-from daco_rt.concepts.held_out import WITHOUT_WORD, definition_stimuli, split_stimuli
+from daco_rt.concepts.held_out import ALONE, WITHOUT_WORD, definition_stimuli, split_stimuli
 from daco_rt.console import print_table
 from daco_rt.dictionary import build_dictionary, diagnose, identify
 from daco_rt.dictionary.diagnostics import coherence
@@ -146,6 +147,7 @@ class Reader:
                 rows[block].append(read[block])
         self.rows = {block: np.concatenate(parts) for block, parts in rows.items()}
         self.good = np.concatenate(good)
+        self.kinds = np.array([s.kind if s.kind in WITHOUT_WORD else "word" for s in unseen])
         self.ordinary = dict(self._ordinary(model, tokenizer, means))
 
     def _ordinary(self, model: Any, tokenizer: Any, means: Any) -> Iterator[tuple[int, np.ndarray]]:
@@ -158,33 +160,51 @@ class Reader:
 
     def score(self, means: Any, centre: str, shared: int) -> dict[str, Any]:
         """Identification by kind of text, coherence, and what pursuit explains, block by block."""
-        kinds = np.array([s.kind if s.kind in WITHOUT_WORD else "word" for s in self.unseen])
-        owners = np.array([s.concept for s in self.unseen])
         found = {}
         for block in self.blocks:
             atoms = block_directions(
                 means, block, np.arange(len(means.concepts)), centre=centre, remove_shared=shared
             ).atoms
-            usable = self.good & (
-                np.linalg.norm(self.rows[block], axis=1) <= NORM_LIMIT * means.median_norm[block]
-            )
-            ranks = np.where(usable, ranked(self.rows[block] - means.ordinary(block), owners, atoms), 0)
             alike = coherence(atoms)
             found[str(block)] = {
-                **{
-                    kind: round(float((ranks[(kinds == kind) & usable] == 1).mean()), 4)
-                    for kind in sorted(set(kinds))
-                },
+                **self._identified(atoms, block, means),
                 "coherence": round(alike.mean, 4),
                 "coherence_99": alike.quantile(0.99),
                 "explained": round(explained(atoms, self.ordinary[block], means.ordinary(block)), 4),
             }
         return {"centre": centre, "remove_shared": shared, "harvest": "all kinds", "blocks": found}
 
+    def _identified(self, atoms: np.ndarray, block: int, means: Any) -> dict[str, float]:
+        """Top-1 at the word, centred as the operator does, and from definitions, centred on their mean.
 
-def ranked(rows: np.ndarray, owners: np.ndarray, atoms: np.ndarray) -> np.ndarray:
+        "says nearest" is how often the nearest atom to a bare definition is a word of that definition.
+        """
+        rows = self.rows[block]
+        usable = self.good & (np.linalg.norm(rows, axis=1) <= NORM_LIMIT * means.median_norm[block])
+        owners = np.array([s.concept for s in self.unseen])
+        scores = {}
+        for kind in ("word", *WITHOUT_WORD):
+            of_kind = usable & (self.kinds == kind)
+            middle = means.ordinary(block) if kind == "word" else rows[of_kind].mean(axis=0)
+            ranks = in_parts(lambda z, own: rank_rows(z, own, atoms), rows[of_kind] - middle, owners[of_kind])
+            scores[kind] = round(float((ranks == 1).mean()), 4)
+        alone = usable & (self.kinds == ALONE)
+        nearest = in_parts(
+            lambda z, _: (z @ atoms.T).argmax(axis=1), rows[alone] - means.ordinary(block), owners[alone]
+        )
+        texts = [s.text.lower() for s, kept in zip(self.unseen, alone, strict=True) if kept]
+        names = [means.concepts[i].name.lower() for i in nearest]
+        said = [
+            re.search(rf"\b{re.escape(name)}s?\b", text) is not None
+            for name, text in zip(names, texts, strict=True)
+        ]
+        return {**scores, "says nearest": round(float(np.mean(said)), 4)}
+
+
+def in_parts(function: Any, rows: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Apply a function to 1,024 rows at a time: whole matrices of cosines would not fit."""
     return np.concatenate(
-        [rank_rows(rows[i : i + 1024], owners[i : i + 1024], atoms) for i in range(0, len(rows), 1024)]
+        [function(rows[i : i + 1024], owners[i : i + 1024]) for i in range(0, len(rows), 1024)]
     )
 
 

@@ -138,8 +138,8 @@ def test_the_report_is_plain_json_and_draws_every_figure(
     ranks = {block: np.array([1, 2, 9, 0, 1, 30], np.int32) for block in (2, 5, 7)}
     ranks[5][1] = 1
     found = Identification(
-        dictionary.size, "ordinary", dictionary.concepts[:6], ("sentence",) * 3 + ("definition asked",) * 3,
-        ranks, {},
+        dictionary.size, dictionary.concepts[:6], ("sentence",) * 3 + ("definition asked",) * 3,
+        {"ordinary": ranks, "readings": ranks}, {},
     )  # fmt: skip
     report = json.loads(json.dumps(diagnose(dictionary, means, identification=found, progress=False)))
     assert report["block"] == 5 and report["blocks"] == [2, 5, 7]

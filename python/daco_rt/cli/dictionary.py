@@ -24,6 +24,7 @@ MEANS is what daco-rt harvest wrote. The atom of a concept is its mean minus the
 --held-out reads texts that were not harvested (daco-rt stimuli --held-out) and says at each block how often
 the nearest atom is the right concept. --figures also writes diagnostics.json, which all are drawn from.
 """
+CENTRED = {"ordinary": "ordinary text, as the operator does", "readings": "readings of their own kind"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,15 +146,17 @@ def _print(summary: dict[str, Any], dictionary: ConceptDictionary) -> None:
         )
     found = summary["identification"]
     if found is not None:
-        kinds = sorted({kind for block in found["blocks"].values() for kind in block["by_kind"]})
-        rows = [
-            {"block": block, **{kind: _share(scores["by_kind"][kind]) for kind in kinds}}
-            for block, scores in found["blocks"].items()
-        ]
         print(
             f"nearest of {found['atoms']} atoms is the right concept (and among the nearest 5), % of texts:"
         )
-        print_table(("block", *kinds), rows, ("block", *kinds))
+        for centre, by_block in found["centres"].items():
+            kinds = list(next(iter(by_block.values()))["by_kind"])
+            rows = [
+                {"block": block, **{kind: _share(scores["by_kind"][kind]) for kind in kinds}}
+                for block, scores in by_block.items()
+            ]
+            print(f"readings centred on the mean of {CENTRED[centre]}:")
+            print_table(("block", *kinds), rows, ("block", *kinds))
         for reason, count in found["skipped"].items():
             print(f"not read: {count} × {reason}")
     for path in summary["figures"]:

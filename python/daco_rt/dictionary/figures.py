@@ -14,7 +14,6 @@ import numpy as np
 
 from daco_rt._plot import COLOURS, new_figure
 from daco_rt.concepts.held_out import ALONE, ASKED, WITHOUT_WORD
-from daco_rt.errors import DacoError
 
 Report = Mapping[str, Any]
 _SHOWN_GROUPS = 7
@@ -182,42 +181,41 @@ def draw_signal(report: Report, output: str | Path) -> None:
 def draw_identification(report: Report, output: str | Path) -> None:
     """Draw top-1 and top-5 by block: at the word of unseen sentences, and from definitions without it."""
     found = report["identification"]
-    blocks = sorted(map(int, found["blocks"]))
-    kinds = {kind for block in found["blocks"].values() for kind in block["by_kind"]}
+    centres = found["centres"]
+    blocks = sorted(map(int, centres["ordinary"]))
+    kinds = set(centres["ordinary"][str(blocks[0])]["by_kind"])
     word = sorted(kinds - set(WITHOUT_WORD))
-    curves = [("at the word of an unseen sentence", word)] if word else []
-    curves += [
-        (name, [kind])
-        for kind, name in ((ASKED, "definition, asked for the word"), (ALONE, "definition alone"))
-        if kind in kinds
-    ]
-    if not curves:
-        raise DacoError("there are no held-out texts to draw; give --held-out")
-    with new_figure(output, width=5.5, height=3.8) as figure:
-        axes = figure.add_subplot()
-        best: dict[str, tuple[int, float]] = {}
-        for colour, (name, members) in zip(COLOURS, curves, strict=False):
-            top1, top5 = (_pooled(found, blocks, members, what) for what in ("top1", "top5"))
-            axes.plot(blocks, 100 * top1, "o-", color=colour, label=name)
-            axes.plot(blocks, 100 * top5, "--", color=colour, linewidth=1)
-            at = int(np.nanargmax(top1))
-            best[name] = blocks[at], float(top1[at])
-        axes.plot([], [], "--", color="0.4", linewidth=1, label="the same, among the nearest 5")
-        axes.set_ylim(0, 103)
-        axes.set_ylabel("right concept is the nearest atom, %")
-        _block_axis(axes, blocks)
-        axes.legend(loc="center right" if len(curves) > 1 else "lower right")
-        lines = [f"{name}: {share:.0%} at block {block}" for name, (block, share) in best.items()]
-        axes.set_title(
-            f"Which of {found['atoms']:,} concepts is it? Best block by kind of text:\n" + "\n".join(lines)
+    curves = [("at the word, unseen sentence", word)] if word else []
+    without = ((ASKED, "definition, asked for the word"), (ALONE, "definition alone"))
+    curves += [(name, [kind]) for kind, name in without if kind in kinds]
+    titles = {"ordinary": "Centred as the operator does", "readings": "Centred on readings of the kind"}
+    best = {name: (0, 0.0) for name, _ in curves}
+    with new_figure(output, width=6.4, height=4.0) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (centre, title) in zip(panels, titles.items(), strict=True):
+            for colour, (name, members) in zip(COLOURS, curves, strict=False):
+                top1, top5 = (_pooled(centres[centre], blocks, members, what) for what in ("top1", "top5"))
+                axes.plot(blocks, 100 * top1, "o-", color=colour, label=name)
+                axes.plot(blocks, 100 * top5, "--", color=colour, linewidth=1)
+                at = int(np.nanargmax(top1))
+                best[name] = max(best[name], (blocks[at], float(top1[at])), key=lambda each: each[1])
+            axes.set_title(title)
+            axes.set_ylim(-2, 103)
+            _block_axis(axes, blocks)
+        panels[0].plot([], [], "--", color="0.4", linewidth=1, label="the same, among the nearest 5")
+        panels[0].set_ylabel("right concept is the nearest atom, %")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        shares = ", ".join(f"{share:.0%} at block {block}" for block, share in best.values())
+        figure.suptitle(
+            f"Which of {found['atoms']:,} concepts is it? Best: {shares}", x=0.01, ha="left", fontsize=10
         )
 
 
-def _pooled(found: Report, blocks: list[int], kinds: list[str], what: str) -> np.ndarray:
+def _pooled(by_block: Report, blocks: list[int], kinds: list[str], what: str) -> np.ndarray:
     """The share over several kinds of texts together, [blocks]; NaN where none was read."""
     values = []
     for block in blocks:
-        rows = [row for kind in kinds if (row := found["blocks"][str(block)]["by_kind"][kind])["texts"]]
+        rows = [row for kind in kinds if (row := by_block[str(block)]["by_kind"][kind])["texts"]]
         texts = sum(row["texts"] for row in rows)
         values.append(sum(row[what] * row["texts"] for row in rows) / texts if texts else math.nan)
     return np.array(values)
