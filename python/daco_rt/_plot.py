@@ -38,7 +38,7 @@ def new_figure(output: str | Path, *, width: float = 5.5, height: float = 3.4) -
 
     Parameters
     ----------
-    output : its ending decides the format: png (200 dots an inch), svg or pdf. An old file is replaced.
+    output : its ending decides the format: png (160 dots an inch), svg or pdf. An old file is replaced.
     width, height : inches; at 5.5 the fonts are 9 points and more in a text column of that width.
 
     Raises
@@ -61,7 +61,7 @@ def new_figure(output: str | Path, *, width: float = 5.5, height: float = 3.4) -
     except ImportError as error:
         raise DacoError("matplotlib is not installed; pip install 'daco-rt[figures]'") from error
     with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
         yield figure
         output.parent.mkdir(parents=True, exist_ok=True)
         # matplotlib seeks in what it writes, which a file that is hashed on the way does not allow.
