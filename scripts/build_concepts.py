@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--model", required=True, choices=sorted(BLOCKS), help="checkpoint to measure on")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--concepts", type=Path, help="another concept list (default: the built-in one)")
-    parser.add_argument("--count", type=int, default=9, metavar="N", help="texts a concept (default 9)")
+    parser.add_argument("--count", type=int, default=7, metavar="N", help="texts a concept (default 7)")
     parser.add_argument("--force", action="store_true", help="replace an existing dictionary")
     arguments = parser.parse_args()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from daco_rt.errors import DacoError
 if TYPE_CHECKING:
     from daco_rt.artifacts import ConceptDictionary
     from daco_rt.dictionary.identify import Identification
+    from daco_rt.dictionary.means import ConceptMeans
 
 EPILOG = """\
 examples:
@@ -65,12 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
     from daco_rt.dictionary.directions import build_dictionary
     from daco_rt.dictionary.means import open_means
 
-    reads = arguments.model or arguments.checkpoint
-    if bool(arguments.held_out) != bool(reads):
-        raise DacoError(
-            "held-out texts need the model that reads them; give --held-out and --model or --checkpoint"
-        )
     means = open_means(arguments.means)
+    # Whatever can be refused is refused before anything is written.
+    reader = _reader(arguments, means)
+    _check_figures(arguments, means)
     dictionary = build_dictionary(
         means,
         arguments.output,
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         minimum=arguments.minimum,
         overwrite=arguments.force,
     )
-    identification = _identify(arguments, dictionary) if arguments.held_out else None
+    identification = None if reader is None else reader(dictionary)
     report = None
     figures: tuple[Path, ...] = ()
     if arguments.figures:
@@ -99,7 +99,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _identify(arguments: argparse.Namespace, dictionary: ConceptDictionary) -> Identification:
+def _reader(
+    arguments: argparse.Namespace, means: ConceptMeans
+) -> Callable[[ConceptDictionary], Identification] | None:
+    """What identifies the held-out texts with a dictionary, once there is one."""
+    if bool(arguments.held_out) != bool(arguments.model or arguments.checkpoint):
+        raise DacoError(
+            "held-out texts need the model that reads them; give --held-out and --model or --checkpoint"
+        )
+    if not arguments.held_out:
+        return None
     from daco_rt.concepts.texts import load_stimuli
     from daco_rt.dictionary.identify import identify
     from daco_rt.models import model_identity, resolve_checkpoint
@@ -107,11 +116,25 @@ def _identify(arguments: argparse.Namespace, dictionary: ConceptDictionary) -> I
 
     stimuli = list(load_stimuli(arguments.held_out))
     checkpoint = resolve_checkpoint(arguments.model, arguments.checkpoint)
-    difference = dictionary.model.difference(model_identity(checkpoint))
+    difference = means.model.difference(model_identity(checkpoint))
     if difference is not None:
         raise DacoError(f"{arguments.means} was not harvested from {checkpoint.label}: {difference}")
     model, tokenizer = load_torch(checkpoint.path, arguments.device)
-    return identify(dictionary, model, tokenizer, stimuli)
+    return lambda dictionary: identify(dictionary, model, tokenizer, stimuli)
+
+
+def _check_figures(arguments: argparse.Namespace, means: ConceptMeans) -> None:
+    if arguments.figures is None:
+        if arguments.block is not None:
+            raise DacoError("--block chooses what figures show; give --figures too")
+        return
+    from daco_rt._plot import require_matplotlib
+
+    require_matplotlib()
+    if arguments.block not in (None, *means.blocks):
+        raise DacoError(
+            f"{means.path} has no block {arguments.block}; available: {', '.join(map(str, means.blocks))}"
+        )
 
 
 def _summary(

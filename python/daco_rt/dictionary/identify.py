@@ -231,8 +231,8 @@ def read_words(
         )
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         found = [
-            find_positions("word", Tokens(*tokens, (s.start, s.end)))[0]
-            for s, *tokens in zip(part, ids, offsets, strict=True)
+            find_positions("word", Tokens(ids[i], offsets[i], (s.start, s.end)))[0]
+            for i, s in enumerate(part)
         ]
         rows: dict[int, np.ndarray] = {}
         for batch, streams in read_batches(model, ids, blocks, batch_tokens=batch_tokens):
