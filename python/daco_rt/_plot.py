@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from daco_rt.errors import DacoError
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#F0E442")
 # Equal figures give equal bytes.
 _UNDATED: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "axes.titlelocation": "left",
@@ -38,7 +39,7 @@ def new_figure(output: str | Path, *, width: float = 5.5, height: float = 3.4) -
 
     Parameters
     ----------
-    output : its ending decides the format: png (200 dots an inch), svg or pdf. An old file is replaced.
+    output : its ending decides the format: png (160 dots an inch), svg or pdf. An old file is replaced.
     width, height : inches; at 5.5 the fonts are 9 points and more in a text column of that width.
 
     Raises
@@ -55,13 +56,12 @@ def new_figure(output: str | Path, *, width: float = 5.5, height: float = 3.4) -
     kind = output.suffix.lstrip(".").lower()
     if kind not in _UNDATED:
         raise DacoError(f"{output}: the format '{kind}' is unknown; use .png, .svg or .pdf")
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DacoError("matplotlib is not installed; pip install 'daco-rt[figures]'") from error
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     with rc_context(_STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
         yield figure
         output.parent.mkdir(parents=True, exist_ok=True)
         # matplotlib seeks in what it writes, which a file that is hashed on the way does not allow.
@@ -69,3 +69,9 @@ def new_figure(output: str | Path, *, width: float = 5.5, height: float = 3.4) -
         figure.savefig(drawn, format=kind, metadata=_UNDATED[kind])
         with atomic_file(output) as file:
             file.write(drawn.getvalue())
+
+
+def require_matplotlib() -> None:
+    """Raise ``DacoError`` if matplotlib is not installed. Call it before work whose end is a figure."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DacoError("matplotlib is not installed; pip install 'daco-rt[figures]'")

@@ -19,6 +19,7 @@ from daco_rt.dictionary.diagnostics import (
     group_map,
     labelled_groups,
     nearest,
+    own_group_share,
     signal,
 )
 from daco_rt.dictionary.identify import Identification
@@ -108,6 +109,10 @@ def test_groups_lie_apart_where_they_were_planted_apart() -> None:
     assert cosines[1, 2] == pytest.approx(exact.mean(), abs=1e-5)
     inside = (unit(atoms[groups["g1"]]) @ unit(atoms[groups["g1"]]).T)[np.triu_indices(9, 1)]
     assert cosines[1, 1] == pytest.approx(inside.mean(), abs=1e-5)
+    assert own_group_share(atoms, groups) == 1.0
+    mixed = {"a": np.arange(36, 54), "b": np.arange(54, 72)}
+    # Left out of its own mean, an atom of no group is no nearer to it than to another.
+    assert own_group_share(atoms, mixed) < 0.75
     places, shares = group_map(atoms, groups)
     assert 0.6 < sum(shares) <= 1 and shares[0] >= shares[1]
     spread = np.mean([places[name].std(axis=0).max() for name in groups])
@@ -138,8 +143,8 @@ def test_the_report_is_plain_json_and_draws_every_figure(
     ranks = {block: np.array([1, 2, 9, 0, 1, 30], np.int32) for block in (2, 5, 7)}
     ranks[5][1] = 1
     found = Identification(
-        dictionary.size, "ordinary", dictionary.concepts[:6], ("sentence",) * 3 + ("definition asked",) * 3,
-        ranks, {},
+        dictionary.size, dictionary.concepts[:6], ("sentence",) * 3 + ("definition asked",) * 3,
+        {"ordinary": ranks, "readings": ranks}, {},
     )  # fmt: skip
     report = json.loads(json.dumps(diagnose(dictionary, means, identification=found, progress=False)))
     assert report["block"] == 5 and report["blocks"] == [2, 5, 7]
@@ -154,8 +159,8 @@ def test_the_report_is_plain_json_and_draws_every_figure(
     assert [path.stem for path in drawn] == ["coherence", "groups", "map", "signal", "identification"]
     text = (tmp_path / "figures" / "identification.svg").read_text()
     # 2 of 3 sentences are right at block 5; of the definitions one of two that could be read.
-    assert "67% at block 5" in text and "50% at block 2" in text
-    assert "Atoms are least alike at block" in (tmp_path / "figures" / "coherence.svg").read_text()
+    assert "at best 67 %, block 5" in text and "at best 50 %, block 7" in text
+    assert "Half of all pairs: |cos| below" in (tmp_path / "figures" / "coherence.svg").read_text()
     few = write_figures({**report, "signal": None, "groups": None, "identification": None}, tmp_path / "few")
     assert [path.name for path in few] == ["coherence.png"]
     with pytest.raises(DacoError, match=r"'jpg' is unknown; use \.png"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def test_planted_atoms_are_found_and_others_are_not(
     missed = identify(wrong, model, tokenizer, firsts, progress=False)
     assert [missed.top(block) for block in BLOCKS] == [0.0, 0.0]
     rows = slow_readings(model, tokenizer, firsts, 3) - right.mean(3)
-    np.testing.assert_array_equal(missed.ranks[3], rank_rows(rows, np.arange(20), wrong.atoms(3)))
+    np.testing.assert_array_equal(missed.ranks["ordinary"][3], rank_rows(rows, np.arange(20), wrong.atoms(3)))
     assert missed.top(3, 20) == 1.0
 
 
@@ -171,16 +172,14 @@ def test_what_is_not_read_is_counted(reader: Any, texts: list[TextStimulus], tmp
     first_token = [TextStimulus(0, texts[0].name, "sentence", texts[0].name, 0, 1)]
     found = identify(dictionary, model, tokenizer, [*texts[:4], *others, *first_token], progress=False)
     assert found.skipped == {"concept is no atom": 1} and len(found.kinds) == 5
-    assert found.ranks[1][4] == 0 and (found.ranks[1][:4] > 0).all()
-    assert found.to_dict()["blocks"]["1"]["rejected"] == 1
+    assert found.ranks["ordinary"][1][4] == 0 and (found.ranks["ordinary"][1][:4] > 0).all()
+    assert found.to_dict()["rejected"] == {"1": 1, "3": 1}
     # A median norm so small that every reading is an outlier.
     none = plant(tmp_path / "n", reader, texts, range(20), norm=1e-3)
     empty = identify(none, model, tokenizer, texts[:4], progress=False)
-    assert np.isnan(empty.top(1)) and empty.to_dict()["blocks"]["1"]["texts"] == 0
+    assert np.isnan(empty.top(1)) and empty.to_dict()["centres"]["readings"]["1"]["all"]["texts"] == 0
     with pytest.raises(DacoError, match="none of the 1 held-out texts"):
         match_concepts(dictionary, others)
-    with pytest.raises(DacoError, match="centre 'reading' is unknown; did you mean 'readings'"):
-        identify(dictionary, model, tokenizer, texts, centre="reading", progress=False)
 
 
 def test_centring_on_readings_takes_out_what_a_kind_of_text_shares(
@@ -188,6 +187,7 @@ def test_centring_on_readings_takes_out_what_a_kind_of_text_shares(
 ) -> None:
     model, tokenizer, identity = reader
     firsts = [next(s for s in texts if s.concept == i) for i in range(20)]
+    same = [replace(s, kind="sentence") for s in firsts]
     rows = {b: slow_readings(model, tokenizer, firsts, b) for b in BLOCKS}
     # Atoms around the readings' own mean; the ordinary mean of the dictionary is far off.
     middles = {b: r.mean(axis=0) for b, r in rows.items()}
@@ -199,21 +199,29 @@ def test_centring_on_readings_takes_out_what_a_kind_of_text_shares(
         median_norm=dict.fromkeys(BLOCKS, 1000.0),
         concepts=[Concept(i, s.name) for i, s in enumerate(firsts)],
     )  # fmt: skip
-    own = identify(dictionary, model, tokenizer, firsts, centre="readings", progress=False)
-    far = identify(dictionary, model, tokenizer, firsts, progress=False)
-    assert [own.top(b) for b in BLOCKS] == [1.0, 1.0] and max(far.top(b) for b in BLOCKS) < 0.5
+    found = identify(dictionary, model, tokenizer, same, progress=False)
+    assert [found.top(b, centre="readings") for b in BLOCKS] == [1.0, 1.0]
+    assert max(found.top(b) for b in BLOCKS) < 0.5
+    # Two kinds: each is centred on its own mean, which is not that of the other.
+    half = [replace(s, kind="a" if i < 3 else "b") for i, s in enumerate(same)]
+    apart = identify(dictionary, model, tokenizer, half, progress=False)
+    wanted = np.concatenate([rows[3][:3] - rows[3][:3].mean(axis=0), rows[3][3:] - rows[3][3:].mean(axis=0)])
+    np.testing.assert_array_equal(
+        apart.ranks["readings"][3], rank_rows(wanted, np.arange(20), dictionary.atoms(3))
+    )
 
 
 def test_scores_by_kind_and_group() -> None:
     concepts = tuple(Concept(i, f"c{i}", group="a" if i < 2 else "") for i in range(4))
     found = Identification(
-        10, "ordinary", concepts, ("sentence", "definition asked", "sentence", "sentence"),
-        {4: np.array([1, 4, 6, 0]), 6: np.array([1, 1, 1, 1])}, {},
+        10, concepts, ("sentence", "definition asked", "sentence", "sentence"),
+        {"ordinary": {4: np.array([1, 4, 6, 0]), 6: np.array([1, 1, 1, 1])}, "readings": {4: np.ones(4)}}, {},
     )  # fmt: skip
     assert found.top(4) == pytest.approx(1 / 3) and found.top(4, 5) == pytest.approx(2 / 3)
     assert found.top(4, kinds=["sentence"]) == 0.5 and found.best_block() == 6
-    assert found.best_block(kinds=["example"]) in (4, 6)
-    block = found.to_dict()["blocks"]["4"]
+    assert found.best_block(kinds=["example"]) == 4
+    assert found.top(4, centre="readings") == 1.0
+    block = found.to_dict()["centres"]["ordinary"]["4"]
     assert block["by_group"] == {
         "a": {"texts": 2, "top1": 0.5, "top5": 1.0},
         "neutral": {"texts": 1, "top1": 0.0, "top5": 0.0},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from daco_rt.errors import DacoError
 if TYPE_CHECKING:
     from daco_rt.artifacts import ConceptDictionary
     from daco_rt.dictionary.identify import Identification
+    from daco_rt.dictionary.means import ConceptMeans
 
 EPILOG = """\
 examples:
@@ -24,6 +26,7 @@ MEANS is what daco-rt harvest wrote. The atom of a concept is its mean minus the
 --held-out reads texts that were not harvested (daco-rt stimuli --held-out) and says at each block how often
 the nearest atom is the right concept. --figures also writes diagnostics.json, which all are drawn from.
 """
+CENTRED = {"ordinary": "ordinary text, as the operator does", "readings": "readings of their own kind"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,12 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
     from daco_rt.dictionary.directions import build_dictionary
     from daco_rt.dictionary.means import open_means
 
-    reads = arguments.model or arguments.checkpoint
-    if bool(arguments.held_out) != bool(reads):
-        raise DacoError(
-            "held-out texts need the model that reads them; give --held-out and --model or --checkpoint"
-        )
     means = open_means(arguments.means)
+    # Whatever can be refused is refused before anything is written.
+    reader = _reader(arguments, means)
+    _check_figures(arguments, means)
     dictionary = build_dictionary(
         means,
         arguments.output,
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         minimum=arguments.minimum,
         overwrite=arguments.force,
     )
-    identification = _identify(arguments, dictionary) if arguments.held_out else None
+    identification = None if reader is None else reader(dictionary)
     report = None
     figures: tuple[Path, ...] = ()
     if arguments.figures:
@@ -98,7 +99,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _identify(arguments: argparse.Namespace, dictionary: ConceptDictionary) -> Identification:
+def _reader(
+    arguments: argparse.Namespace, means: ConceptMeans
+) -> Callable[[ConceptDictionary], Identification] | None:
+    """What identifies the held-out texts with a dictionary, once there is one."""
+    if bool(arguments.held_out) != bool(arguments.model or arguments.checkpoint):
+        raise DacoError(
+            "held-out texts need the model that reads them; give --held-out and --model or --checkpoint"
+        )
+    if not arguments.held_out:
+        return None
     from daco_rt.concepts.texts import load_stimuli
     from daco_rt.dictionary.identify import identify
     from daco_rt.models import model_identity, resolve_checkpoint
@@ -106,11 +116,25 @@ def _identify(arguments: argparse.Namespace, dictionary: ConceptDictionary) -> I
 
     stimuli = list(load_stimuli(arguments.held_out))
     checkpoint = resolve_checkpoint(arguments.model, arguments.checkpoint)
-    difference = dictionary.model.difference(model_identity(checkpoint))
+    difference = means.model.difference(model_identity(checkpoint))
     if difference is not None:
         raise DacoError(f"{arguments.means} was not harvested from {checkpoint.label}: {difference}")
     model, tokenizer = load_torch(checkpoint.path, arguments.device)
-    return identify(dictionary, model, tokenizer, stimuli)
+    return lambda dictionary: identify(dictionary, model, tokenizer, stimuli)
+
+
+def _check_figures(arguments: argparse.Namespace, means: ConceptMeans) -> None:
+    if arguments.figures is None:
+        if arguments.block is not None:
+            raise DacoError("--block chooses what figures show; give --figures too")
+        return
+    from daco_rt._plot import require_matplotlib
+
+    require_matplotlib()
+    if arguments.block not in (None, *means.blocks):
+        raise DacoError(
+            f"{means.path} has no block {arguments.block}; available: {', '.join(map(str, means.blocks))}"
+        )
 
 
 def _summary(
@@ -145,15 +169,17 @@ def _print(summary: dict[str, Any], dictionary: ConceptDictionary) -> None:
         )
     found = summary["identification"]
     if found is not None:
-        kinds = sorted({kind for block in found["blocks"].values() for kind in block["by_kind"]})
-        rows = [
-            {"block": block, **{kind: _share(scores["by_kind"][kind]) for kind in kinds}}
-            for block, scores in found["blocks"].items()
-        ]
         print(
             f"nearest of {found['atoms']} atoms is the right concept (and among the nearest 5), % of texts:"
         )
-        print_table(("block", *kinds), rows, ("block", *kinds))
+        for centre, by_block in found["centres"].items():
+            kinds = list(next(iter(by_block.values()))["by_kind"])
+            rows = [
+                {"block": block, **{kind: _share(scores["by_kind"][kind]) for kind in kinds}}
+                for block, scores in by_block.items()
+            ]
+            print(f"readings centred on the mean of {CENTRED[centre]}:")
+            print_table(("block", *kinds), rows, ("block", *kinds))
         for reason, count in found["skipped"].items():
             print(f"not read: {count} × {reason}")
     for path in summary["figures"]:

@@ -1,4 +1,4 @@
-"""Concept dictionaries: concepts read on a model, their directions, diagnostics, those of the package."""
+"""Concept dictionaries: concepts read on a model, their directions, and what comes with the package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from daco_rt.dictionary.shipped import dictionary_for, shipped_dictionaries
 
 if TYPE_CHECKING:
-    from daco_rt.dictionary.directions import block_directions, build_dictionary
+    from daco_rt.dictionary.directions import Directions, block_directions, build_dictionary
     from daco_rt.dictionary.harvest import harvest_means
     from daco_rt.dictionary.identify import Identification, identify
     from daco_rt.dictionary.items import HarvestItem, ItemTable, table_concepts, text_items
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from daco_rt.dictionary.report import diagnose
 
 _HOMES = {
-    "directions": ("block_directions", "build_dictionary"),
+    "directions": ("Directions", "block_directions", "build_dictionary"),
     "harvest": ("harvest_means",),
     "identify": ("Identification", "identify"),
     "items": ("HarvestItem", "ItemTable", "table_concepts", "text_items"),

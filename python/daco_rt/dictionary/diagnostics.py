@@ -223,6 +223,26 @@ def group_cosines(atoms: np.ndarray, groups: dict[str, np.ndarray]) -> np.ndarra
         return (totals / pairs).astype(np.float32)
 
 
+def own_group_share(atoms: np.ndarray, groups: dict[str, np.ndarray]) -> float:
+    """Return the share of atoms that are nearest to the mean of their own group, themselves left out of it.
+
+    Example
+    -------
+    >>> own_group_share(dictionary.atoms(16), labelled_groups(dictionary.concepts))
+    0.86
+    """
+    unit = unit_rows(atoms)
+    sums = np.stack([unit[rows].sum(axis=0, dtype=np.float64) for rows in groups.values()])
+    right = total = 0
+    for own, rows in enumerate(groups.values()):
+        cosines = unit[rows] @ (sums / np.linalg.norm(sums, axis=1, keepdims=True)).T
+        rest = sums[own] - unit[rows]
+        cosines[:, own] = np.einsum("nd,nd->n", unit[rows], rest) / np.linalg.norm(rest, axis=1)
+        right += int((cosines.argmax(axis=1) == own).sum())
+        total += len(rows)
+    return right / total
+
+
 def group_map(
     atoms: np.ndarray, groups: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], tuple[float, float]]:

@@ -30,6 +30,7 @@ import numpy as np
 from daco_rt.artifacts import Concept, ConceptDictionary, save_dictionary
 from daco_rt.artifacts.store import check_target
 from daco_rt.concepts.texts import MINIMUM
+from daco_rt.dictionary.positions import WORD_RULES
 from daco_rt.errors import DacoError, did_you_mean
 from daco_rt.progress import progress as show
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from daco_rt.dictionary.means import ConceptMeans
 
 CENTRES = ("others", "negatives", "ordinary", "none")
-WORD_POSITIONS = ("word", "word-mean", "before-word")
 # Rows that are worked on in float64 at a time.
 _ROWS = 1024
 _QUANTILES = (0.05, 0.5, 0.95)
@@ -77,7 +77,7 @@ def default_centre(position: str) -> str:
     >>> default_centre("word"), default_centre("last")
     ('others', 'negatives')
     """
-    return "others" if position in WORD_POSITIONS else "negatives"
+    return "others" if position in WORD_RULES else "negatives"
 
 
 def select_rows(means: ConceptMeans, *, centre: str = "others", minimum: int = MINIMUM) -> Selection:

@@ -14,10 +14,11 @@ import numpy as np
 
 from daco_rt._plot import COLOURS, new_figure
 from daco_rt.concepts.held_out import ALONE, ASKED, WITHOUT_WORD
-from daco_rt.errors import DacoError
 
 Report = Mapping[str, Any]
-_SHOWN_GROUPS = 7
+# As many as there are colours beside grey that show on white.
+_SHOWN_GROUPS = 6
+AT_WORD = "at the word of an unseen sentence"
 
 
 def write_figures(report: Report, folder: str | Path, *, kind: str = "png") -> tuple[Path, ...]:
@@ -78,23 +79,25 @@ def draw_coherence(report: Report, output: str | Path) -> None:
             textcoords="offset points", va="top", color="0.4",
         )  # fmt: skip
         _block_axis(left, blocks)
-        left.margins(x=0.12)
+        left.margins(x=0.05)
+        left.set_xlim(right=blocks[-1] + 0.25 * (blocks[-1] - blocks[0] + 1))
         left.set_ylim(-0.08, 1)
         left.set_ylabel("|cos| between two atoms")
-        best = min(blocks, key=lambda block: by_block[str(block)]["mean"])
-        left.set_title(f"Atoms are least alike at block {best}")
+        middle = max(by_block[str(block)]["quantiles"]["0.5"] for block in blocks)
+        left.set_title(f"Half of all pairs: |cos| below {middle:.2f}")
         counts = np.array(by_block[shown]["histogram"], np.float64)
         edges = np.linspace(0, 1, len(counts) + 1)
         density = counts / counts.sum() * 100
         right.stairs(density, edges, fill=True, color=COLOURS[0], alpha=0.85)
         chance = np.diff([_random_below(edge, dim) for edge in edges]) * 100
-        right.stairs(chance, edges, color="0.3", linewidth=1.2)
+        right.stairs(chance, edges, color="0.3", linewidth=1.2, label="random atoms")
+        right.legend(loc="upper right")
         right.set_yscale("log")
         smallest = density[density > 0].min()
         right.set_ylim(smallest / 2, max(density.max(), chance.max()) * 3)
         right.set_xlabel("|cos|")
         right.set_ylabel("% of pairs in a bin")
-        right.set_title(f"Block {shown}, and random (line)")
+        right.set_title(f"Every pair at block {shown}: up to {by_block[shown]['maximum']:.2f}")
 
 
 def draw_groups(report: Report, output: str | Path) -> None:
@@ -116,36 +119,52 @@ def draw_groups(report: Report, output: str | Path) -> None:
             axes.spines[side].set_visible(False)
         axes.tick_params(length=0)
         figure.colorbar(image, ax=axes, shrink=0.85, label="mean cosine between atoms")
-        axes.set_title(
-            f"Concepts of a group are alike (mean cosine {np.nanmean(inside):.2f}), "
-            f"those of two groups are not ({np.nanmean(outside):.2f})\n"
-            f"block {report['block']}; number of concepts in parentheses"
-        )
+        figure.suptitle(
+            f"Mean cosine {np.nanmean(inside):.2f} within a group, {np.nanmean(outside):.2f} between groups\n"
+            f"(block {report['block']}; number of concepts in parentheses)",
+            x=0.01, ha="left", fontsize=10,
+        )  # fmt: skip
 
 
 def draw_map(report: Report, output: str | Path) -> None:
     """Draw the atoms of the labelled groups on the plane along which the groups' means differ most."""
     groups = report["groups"]
-    places = {name: np.array(groups["map"][name], np.float64) for name in groups["names"]}
-    shown = groups["names"][:_SHOWN_GROUPS]
+    places = {name: np.array(place, np.float64) for name, place in groups["map"].items()}
+    middles = {name: np.median(place, axis=0) for name, place in places.items()}
+    shown = _far_apart(middles, min(_SHOWN_GROUPS, len(middles)))
     with new_figure(output, width=6.4, height=5.0) as figure:
         axes = figure.add_subplot()
-        for name in groups["names"][_SHOWN_GROUPS:]:
-            axes.plot(*places[name].T, ".", color="0.8", markersize=4, zorder=1)
+        for name in places.keys() - set(shown):
+            axes.plot(*places[name].T, ".", color="0.82", markersize=4, zorder=1)
         for colour, name in zip(COLOURS, shown, strict=False):
-            axes.plot(*places[name].T, ".", color=colour, markersize=5, alpha=0.75, zorder=2)
+            axes.plot(*places[name].T, ".", color=colour, markersize=6, alpha=0.8, zorder=2)
         for colour, name in zip(COLOURS, shown, strict=False):
-            x, y = np.median(places[name], axis=0)
             axes.text(
-                x, y, name, color="black", ha="center", va="center", zorder=3,
+                *middles[name], name, color="black", ha="center", va="center", zorder=3,
                 bbox={"facecolor": "white", "edgecolor": colour, "alpha": 0.85, "pad": 2, "linewidth": 1.5},
             )  # fmt: skip
         first, second = groups["shares"]
-        axes.set_xlabel(f"axis 1: {first:.0%} of what sets the groups' means apart (cosine)")
-        axes.set_ylabel(f"axis 2: {second:.0%} (cosine)")
-        rest = len(groups["names"]) - len(shown)
-        grey = f"; {rest} smaller groups in grey" if rest > 0 else ""
-        axes.set_title(f"Where the labelled concepts lie, block {report['block']}{grey}")
+        axes.set_xlabel(f"axis 1: {_percent(first)} of what sets the groups' means apart (cosine)")
+        axes.set_ylabel(f"axis 2: {_percent(second)} (cosine)")
+        rest = len(places) - len(shown)
+        grey = f", {rest} other groups in grey" if rest > 0 else ""
+        figure.suptitle(
+            f"{_percent(groups['own_group'])} of labelled concepts are nearest to their own group's mean\n"
+            f"(block {report['block']}{grey})",
+            x=0.01, ha="left", fontsize=10,
+        )  # fmt: skip
+
+
+def _far_apart(places: Mapping[str, np.ndarray], count: int) -> list[str]:
+    """Names whose places, and so labels, lie far from each other: each the farthest from those before."""
+    middle = np.mean(list(places.values()), axis=0)
+    chosen = [max(places, key=lambda name: float(np.linalg.norm(places[name] - middle)))]
+    while len(chosen) < count:
+        rest = (name for name in places if name not in chosen)
+        chosen.append(
+            max(rest, key=lambda name: min(float(np.linalg.norm(places[name] - places[c])) for c in chosen))
+        )
+    return chosen
 
 
 def draw_signal(report: Report, output: str | Path) -> None:
@@ -165,62 +184,74 @@ def draw_signal(report: Report, output: str | Path) -> None:
         left.set_ylim(bottom=0)
         left.set_ylabel("‖D‖ / standard error of the mean")
         lowest = min(curve("ratio", "0.05"))
-        left.set_title(f"95 % of directions stand {lowest:.1f} × above noise")
+        left.set_title(f"95 % of directions: over {lowest:.1f} × noise")
         _block_axis(left, blocks)
         norms = np.array([report["median_norm"][str(block)] for block in blocks])
         kinds = (("spread", "one reading's scatter"), ("norms", "‖D‖"), ("errors", "standard error"))
         for colour, (name, label) in zip(COLOURS, kinds, strict=False):
             values = np.array(curve(name, "0.5")) / norms
             right.plot(blocks, values, "o-", color=colour, label=label)
-        right.set_ylim(bottom=0)
+        right.set_ylim(0, 1.5 * right.get_ylim()[1])
         right.set_ylabel("of the block's median ‖z‖")
         right.set_title("Medians over the concepts")
-        right.legend()
+        right.legend(loc="upper right")
         _block_axis(right, blocks)
 
 
 def draw_identification(report: Report, output: str | Path) -> None:
     """Draw top-1 and top-5 by block: at the word of unseen sentences, and from definitions without it."""
     found = report["identification"]
-    blocks = sorted(map(int, found["blocks"]))
-    kinds = {kind for block in found["blocks"].values() for kind in block["by_kind"]}
+    centres = found["centres"]
+    blocks = sorted(map(int, centres["ordinary"]))
+    kinds = set(centres["ordinary"][str(blocks[0])]["by_kind"])
     word = sorted(kinds - set(WITHOUT_WORD))
-    curves = [("at the word of an unseen sentence", word)] if word else []
-    curves += [
-        (name, [kind])
-        for kind, name in ((ASKED, "definition, asked for the word"), (ALONE, "definition alone"))
-        if kind in kinds
-    ]
-    if not curves:
-        raise DacoError("there are no held-out texts to draw; give --held-out")
-    with new_figure(output, width=5.5, height=3.8) as figure:
-        axes = figure.add_subplot()
-        best: dict[str, tuple[int, float]] = {}
-        for colour, (name, members) in zip(COLOURS, curves, strict=False):
-            top1, top5 = (_pooled(found, blocks, members, what) for what in ("top1", "top5"))
-            axes.plot(blocks, 100 * top1, "o-", color=colour, label=name)
-            axes.plot(blocks, 100 * top5, "--", color=colour, linewidth=1)
-            at = int(np.nanargmax(top1))
-            best[name] = blocks[at], float(top1[at])
-        axes.plot([], [], "--", color="0.4", linewidth=1, label="the same, among the nearest 5")
-        axes.set_ylim(0, 103)
-        axes.set_ylabel("right concept is the nearest atom, %")
-        _block_axis(axes, blocks)
-        axes.legend(loc="center right" if len(curves) > 1 else "lower right")
-        lines = [f"{name}: {share:.0%} at block {block}" for name, (block, share) in best.items()]
-        axes.set_title(
-            f"Which of {found['atoms']:,} concepts is it? Best block by kind of text:\n" + "\n".join(lines)
+    curves = [(AT_WORD, word)] if word else []
+    without = ((ASKED, "definition, asked for the word"), (ALONE, "definition alone"))
+    curves += [(name, [kind]) for kind, name in without if kind in kinds]
+    titles = {"ordinary": "Centred as the operator does", "readings": "Centred on readings of the kind"}
+    shares = {
+        (centre, name): {what: _pooled(centres[centre], blocks, members, what) for what in ("top1", "top5")}
+        for centre in titles
+        for name, members in curves
+    }
+
+    def best(name: str) -> tuple[float, int]:
+        return max(
+            (float(v), b) for c in titles for v, b in zip(shares[c, name]["top1"], blocks, strict=True)
         )
 
+    with new_figure(output, width=6.4, height=4.2) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (centre, title) in zip(panels, titles.items(), strict=True):
+            for colour, (name, _) in zip(COLOURS, curves, strict=False):
+                share, block = best(name)
+                label = f"{name}: at best {_percent(share)}, block {block}"
+                axes.plot(blocks, 100 * shares[centre, name]["top1"], "o-", color=colour, label=label)
+                axes.plot(blocks, 100 * shares[centre, name]["top5"], "--", color=colour, linewidth=1)
+            axes.set_title(title)
+            axes.set_ylim(-2, 103)
+            _block_axis(axes, blocks)
+        panels[0].plot([], [], "--", color="0.4", linewidth=1, label="the same, among the nearest 5")
+        panels[0].set_ylabel("right concept is the nearest atom, %")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=1)
+        without_word = [best(name)[0] for name, _ in curves if name != AT_WORD]
+        parts = [f"{_percent(best(AT_WORD)[0])} are known at their word"] if word else []
+        parts += [f"{_percent(max(without_word))} by their definition at best"] if without_word else []
+        figure.suptitle(f"Of {found['atoms']:,} concepts {', '.join(parts)}", x=0.01, ha="left", fontsize=10)
 
-def _pooled(found: Report, blocks: list[int], kinds: list[str], what: str) -> np.ndarray:
+
+def _pooled(by_block: Report, blocks: list[int], kinds: list[str], what: str) -> np.ndarray:
     """The share over several kinds of texts together, [blocks]; NaN where none was read."""
     values = []
     for block in blocks:
-        rows = [row for kind in kinds if (row := found["blocks"][str(block)]["by_kind"][kind])["texts"]]
+        rows = [row for kind in kinds if (row := by_block[str(block)]["by_kind"][kind])["texts"]]
         texts = sum(row["texts"] for row in rows)
         values.append(sum(row[what] * row["texts"] for row in rows) / texts if texts else math.nan)
     return np.array(values)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _block_axis(axes: Any, blocks: list[int]) -> None:

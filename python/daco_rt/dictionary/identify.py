@@ -19,11 +19,12 @@ import torch
 from daco_rt.artifacts import Concept, ConceptDictionary
 from daco_rt.concepts.texts import TextStimulus
 from daco_rt.dictionary.diagnostics import unit_rows
-from daco_rt.errors import DacoError, did_you_mean
-from daco_rt.models.residual import read_blocks
+from daco_rt.dictionary.harvest import NORM_LIMIT
+from daco_rt.dictionary.positions import Tokens, find_positions
+from daco_rt.errors import DacoError
+from daco_rt.models.residual import read_batches
 from daco_rt.progress import progress as show
 
-NORM_LIMIT = 4.0
 READING_CENTRES = ("ordinary", "readings")
 CHUNK = 1024
 
@@ -32,57 +33,64 @@ CHUNK = 1024
 class Identification:
     """Ranks of the right concept.
 
+    What is subtracted from a reading matters as much as the atoms, so every reading is ranked twice: centred
+    on ``ordinary`` text, as the operator does it, and on the ``readings`` of its own kind of text, which also
+    takes out what all texts of that kind share (their last token, their question mark).
+
     Attributes
     ----------
     size : int
         N, the number of atoms each reading was compared with; by chance top-1 is 1 / N.
-    centre : str
-        What was subtracted from the readings: "ordinary" or "readings".
     concepts : tuple of Concept
         The right concept of each text, [n].
     kinds : tuple of str
         The kind of each text, [n].
-    ranks : dict of int to numpy.ndarray
-        block → [n] int32, 1 for the nearest atom; 0 where the reading was rejected for its norm or stood at
-        position 0.
+    ranks : dict of str to dict of int to numpy.ndarray
+        "ordinary" or "readings" → block → [n] int32, 1 for the nearest atom; 0 where the reading was rejected
+        for its norm or stood at position 0.
     skipped : dict of str to int
         Reason → number of texts that were not read.
     """
 
     size: int
-    centre: str
     concepts: tuple[Concept, ...]
     kinds: tuple[str, ...]
-    ranks: dict[int, np.ndarray] = field(repr=False)
+    ranks: dict[str, dict[int, np.ndarray]] = field(repr=False)
     skipped: dict[str, int]
 
-    def top(self, block: int, k: int = 1, *, kinds: Sequence[str] | None = None) -> float:
+    def top(
+        self, block: int, k: int = 1, *, kinds: Sequence[str] | None = None, centre: str = "ordinary"
+    ) -> float:
         """Return the share of readings whose concept is among the k nearest atoms; NaN without readings."""
-        ranks = self.ranks[block][self._of_kinds(kinds)]
+        of_kinds = np.array([kinds is None or kind in kinds for kind in self.kinds], bool)
+        ranks = self.ranks[centre][block][of_kinds]
         ranks = ranks[ranks > 0]
         return float((ranks <= k).mean()) if ranks.size else float("nan")
 
-    def best_block(self, *, kinds: Sequence[str] | None = None) -> int:
+    def best_block(self, *, kinds: Sequence[str] | None = None, centre: str = "ordinary") -> int:
         """Return the block of the best top-1; ties go to the earlier block."""
-        return max(sorted(self.ranks), key=lambda block: self.top(block, kinds=kinds))
+        blocks = sorted(self.ranks[centre])
+        shares = [self.top(block, kinds=kinds, centre=centre) for block in blocks]
+        return blocks[int(np.argmax(np.nan_to_num(shares, nan=-1.0)))]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return top-1 and top-5 by block, overall, by kind of text and by the concepts' group, as JSON."""
+        """Return top-1 and top-5 by centre and block, by kind of text and by the concepts' group, as JSON."""
         groups = np.array([concept.group or concept.label for concept in self.concepts], dtype=object)
         kinds = np.array(self.kinds, dtype=object)
-        everything = {
-            str(block): {
-                **_scores(ranks),
-                "rejected": int((ranks == 0).sum()),
-                "by_kind": {kind: _scores(ranks[kinds == kind]) for kind in sorted(set(self.kinds))},
-                "by_group": {group: _scores(ranks[groups == group]) for group in sorted(set(groups))},
+        centres = {
+            centre: {
+                str(block): {
+                    "all": _scores(ranks),
+                    "by_kind": {kind: _scores(ranks[kinds == kind]) for kind in sorted(set(kinds))},
+                    "by_group": {group: _scores(ranks[groups == group]) for group in sorted(set(groups))},
+                }
+                for block, ranks in sorted(by_block.items())
             }
-            for block, ranks in sorted(self.ranks.items())
+            for centre, by_block in self.ranks.items()
         }
-        return {"atoms": self.size, "centre": self.centre, "skipped": self.skipped, "blocks": everything}
-
-    def _of_kinds(self, kinds: Sequence[str] | None) -> np.ndarray:
-        return np.array([kinds is None or kind in kinds for kind in self.kinds], bool)
+        any_centre = next(iter(self.ranks.values()))
+        rejected = {str(block): int((ranks == 0).sum()) for block, ranks in sorted(any_centre.items())}
+        return {"atoms": self.size, "skipped": self.skipped, "rejected": rejected, "centres": centres}
 
 
 def identify(
@@ -91,14 +99,14 @@ def identify(
     tokenizer: Any,
     stimuli: Sequence[TextStimulus],
     *,
-    centre: str = "ordinary",
     batch_tokens: int = 2048,
     progress: bool = True,
 ) -> Identification:
     """Rank the right concept for every held-out text at every block of a dictionary.
 
-    Memory: the atoms of one block, and the readings of 1,024 texts at all blocks. Texts are matched with
-    atoms by name.
+    Memory: the atoms of one block, 1,024 × N cosines, and the readings of 1,024 texts at all blocks. Texts
+    are matched with atoms by name. The mean reading of a kind of text is that of its texts among the first
+    1,024, which are drawn from all.
 
     Parameters
     ----------
@@ -106,15 +114,13 @@ def identify(
     model : the model they were measured on, a Hugging Face causal or image-text model.
     tokenizer : its own.
     stimuli : held-out texts; each is read at the last token of its span.
-    centre : "ordinary" subtracts the mean of ordinary text from a reading, as the operator does; "readings"
-        the mean of the first 1,024 readings of the same kind, which takes out what all texts of a kind share.
     batch_tokens : tokens in one forward pass, padding included.
     progress : show a progress bar on standard error.
 
     Raises
     ------
     DacoError
-        If ``centre`` is unknown or no text belongs to a concept of the dictionary.
+        If no text belongs to a concept of the dictionary, or a block does not exist.
 
     Example
     -------
@@ -122,34 +128,42 @@ def identify(
     >>> found.top(16)
     0.97
     """
-    if centre not in READING_CENTRES:
-        raise DacoError(f"centre '{centre}' is unknown{did_you_mean(centre, READING_CENTRES)}")
     kept, owners, skipped = match_concepts(dictionary, stimuli)
     limits = {block: NORM_LIMIT * dictionary.median_norm[block] for block in dictionary.blocks}
-    ranks: dict[int, list[np.ndarray]] = {block: [] for block in dictionary.blocks}
-    centres: dict[tuple[int, str], np.ndarray] = {}
+    ranks = {
+        centre: {block: np.zeros(len(kept), np.int32) for block in dictionary.blocks}
+        for centre in READING_CENTRES
+    }
+    # A chunk must hold every kind of text in its share, whatever the order they came in.
+    order = np.random.default_rng(0).permutation(len(kept))
+    shuffled = [kept[i] for i in order]
+    kinds = np.array([stimulus.kind for stimulus in shuffled], dtype=object)
+    middles: dict[int, dict[str, np.ndarray]] = {}
     silent = contextlib.nullcontext(lambda _: None)
     with show("identifying concepts", len(kept), unit="texts") if progress else silent as advance:
-        chunks = read_words(model, tokenizer, kept, dictionary.blocks, batch_tokens=batch_tokens)
+        chunks = read_words(model, tokenizer, shuffled, dictionary.blocks, batch_tokens=batch_tokens)
         for start, rows, good in chunks:
-            part = kept[start : start + len(good)]
+            places = order[start : start + len(good)]
+            of_chunk = kinds[start : start + len(good)]
             for block in dictionary.blocks:
-                usable = good & (np.linalg.norm(rows[block], axis=1) <= limits[block])
-                if centre == "readings":
-                    offset = _kind_means(rows[block], usable, part, block, centres)
-                else:
-                    offset = dictionary.mean(block)
-                place = rank_rows(
-                    rows[block] - offset, owners[start : start + len(part)], dictionary.atoms(block)
-                )
-                ranks[block].append(np.where(usable, place, 0).astype(np.int32))
-            advance(len(part))
+                read = rows[block]
+                usable = good & (np.linalg.norm(read, axis=1) <= limits[block])
+                known = middles.setdefault(block, {})
+                for kind in set(of_chunk) - known.keys():
+                    if (of_kind := usable & (of_chunk == kind)).any():
+                        known[kind] = read[of_kind].mean(axis=0)
+                ordinary = dictionary.mean(block)
+                own = np.stack([known.get(kind, ordinary) for kind in of_chunk])
+                atoms = dictionary.atoms(block)
+                for centre, middle in (("ordinary", ordinary), ("readings", own)):
+                    found = rank_rows(read - middle, owners[places], atoms)
+                    ranks[centre][block][places] = np.where(usable, found, 0)
+            advance(len(good))
     return Identification(
         dictionary.size,
-        centre,
         tuple(dictionary.concepts[i] for i in owners),
         tuple(stimulus.kind for stimulus in kept),
-        {block: np.concatenate(parts) for block, parts in ranks.items()},
+        ranks,
         skipped,
     )
 
@@ -215,18 +229,20 @@ def read_words(
         encoded = tokenizer(
             [stimulus.text for stimulus in part], add_special_tokens=False, return_offsets_mapping=True
         )
-        tokens = [
-            max((i for i, (a, b) in enumerate(offsets) if a < s.end and b > s.start), default=0)
-            for s, offsets in zip(part, encoded["offset_mapping"], strict=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        found = [
+            find_positions("word", Tokens(ids[i], offsets[i], (s.start, s.end)))[0]
+            for i, s in enumerate(part)
         ]
         rows: dict[int, np.ndarray] = {}
-        for i, streams in read_blocks(model, encoded["input_ids"], blocks, batch_tokens=batch_tokens):
+        for batch, streams in read_batches(model, ids, blocks, batch_tokens=batch_tokens):
+            places = [(row, i, found[i][0]) for row, i in enumerate(batch) if found[i]]
+            at, which, tokens = ([place[k] for place in places] for k in range(3))
             for block, stream in streams.items():
                 if block not in rows:
-                    rows[block] = np.zeros((len(part), stream.shape[1]), np.float32)
-                if tokens[i] > 0:
-                    rows[block][i] = stream[tokens[i]].numpy()
-        yield start, rows, np.array(tokens) > 0
+                    rows[block] = np.zeros((len(part), stream.shape[-1]), np.float32)
+                rows[block][which] = stream[at, tokens].float().cpu().numpy()
+        yield start, rows, np.array([bool(position) for position in found])
         start += len(part)
 
 
@@ -247,27 +263,6 @@ def rank_rows(rows: np.ndarray, owners: np.ndarray, atoms: np.ndarray) -> np.nda
     cosines = rows.astype(np.float32) @ unit_rows(atoms).T
     own = cosines[np.arange(len(rows)), owners]
     return (cosines >= own[:, None]).sum(axis=1)
-
-
-def _kind_means(
-    rows: np.ndarray,
-    usable: np.ndarray,
-    stimuli: Sequence[TextStimulus],
-    block: int,
-    centres: dict[tuple[int, str], np.ndarray],
-) -> np.ndarray:
-    """The mean reading of each text's kind, [n, d]; a kind's mean is fixed by the first chunk it comes in."""
-    kinds = np.array([stimulus.kind for stimulus in stimuli], dtype=object)
-    offsets = np.zeros_like(rows)
-    for kind in sorted(set(kinds)):
-        of_kind = kinds == kind
-        if (block, kind) not in centres:
-            read = rows[of_kind & usable]
-            if not len(read):
-                continue
-            centres[block, kind] = read.mean(axis=0)
-        offsets[of_kind] = centres[block, kind]
-    return offsets
 
 
 def _scores(ranks: np.ndarray) -> dict[str, Any]:

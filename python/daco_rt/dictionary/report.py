@@ -15,6 +15,7 @@ from daco_rt.dictionary.diagnostics import (
     group_map,
     labelled_groups,
     nearest,
+    own_group_share,
     signal,
 )
 from daco_rt.dictionary.directions import block_directions, select_rows
@@ -145,11 +146,15 @@ def _groups(dictionary: ConceptDictionary, block: int) -> dict[str, Any] | None:
     if len(groups) < 3:
         return None
     atoms = dictionary.atoms(block)
-    places, shares = group_map(atoms, groups)
+    # A handful of atoms has a mean of its own in any case; it must not take the axes from larger groups.
+    largest = max(map(len, groups.values()))
+    mapped = {name: rows for name, rows in groups.items() if 4 * len(rows) >= largest}
+    places, shares = group_map(atoms, mapped if len(mapped) >= 3 else groups)
     return {
         "names": list(groups),
         "sizes": [len(rows) for rows in groups.values()],
         "cosines": np.round(group_cosines(atoms, groups), 4).tolist(),
+        "own_group": round(own_group_share(atoms, groups), 4),
         "map": {name: np.round(place, 4).tolist() for name, place in places.items()},
         "shares": [round(share, 4) for share in shares],
     }
