@@ -135,7 +135,7 @@ def _tar_index(path: str, size: int, changed: int) -> TarIndex:
                 # Of two members of one name tar itself takes the last.
                 if member.isreg() and not member.issparse():
                     members[member.name] = (member.offset_data, member.size)
-                archive.members = []  # tarfile would keep every header in memory
+                archive.members = []  # type: ignore[attr-defined]  # or every header stays in memory
     except (tarfile.TarError, OSError, EOFError) as error:
         damage = str(error) or type(error).__name__
         if not members:
