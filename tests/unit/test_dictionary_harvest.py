@@ -277,7 +277,11 @@ def test_items_come_back_ordered(tmp_path: Path):
     given = [*items(), HarvestItem(0, 1, "ünï", 0, 1, Path("a b.jpg"), "π")]
     table = ItemTable(given, len(WORDS))
     assert list(table) == sorted(given, key=lambda item: (item.concept, -item.sign))
-    assert table.select(range(1))[-2] == given[-1] and table.pictures and table.signs == (1, -1)
+    assert (
+        table.select(range(1))[-2] == given[-1]
+        and table.sample_pictures(9) == [given[-1]]
+        and table.signs == (1, -1)
+    )
     assert [item for i in range(0, 8, 2) for item in table.select(range(i, i + 2))] == list(table)
     assert table.sha256() == ItemTable(reversed(list(reversed(given))), len(WORDS)).sha256()
     hashes = {table.sha256()}

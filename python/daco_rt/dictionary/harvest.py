@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 
 from daco_rt.artifacts import Concept, ModelIdentity
 from daco_rt.concepts import ORDINARY_TEXTS
-from daco_rt.dictionary.encode import Encoder
+from daco_rt.dictionary.encode import PROMPT, Encoder, Losses, Stimulus
 from daco_rt.dictionary.items import HarvestItem, ItemTable
 from daco_rt.dictionary.means import ConceptMeans, begin_means, open_means
-from daco_rt.dictionary.positions import rule
+from daco_rt.dictionary.positions import IMAGE_RULES, rule
 from daco_rt.dictionary.reading import ShardReader, measure_ordinary
 from daco_rt.errors import DacoError
 from daco_rt.models.residual import text_model_of
@@ -26,11 +27,12 @@ from daco_rt.sae import ActivationStore, create_store
 NORM_LIMIT = 4.0
 # Stimuli behind one shard, if it is not said how many concepts: a minute or so of work to lose.
 STIMULI_PER_SHARD = 512
+PICTURES_SAMPLED = 16
 
 
 def harvest_means(
     model: torch.nn.Module,
-    tokenizer: Any,
+    processor: Any,
     concepts: Sequence[Concept],
     items: Iterable[HarvestItem] | ItemTable,
     blocks: Sequence[int],
@@ -40,6 +42,8 @@ def harvest_means(
     position: str = "word",
     batch_tokens: int = 4096,
     max_tokens: int = 2048,
+    prompt: str = PROMPT,
+    max_tiles: int | None = None,
     concepts_per_shard: int | None = None,
     activations: str | Path | None = None,
     norm_limit: float = NORM_LIMIT,
@@ -51,7 +55,8 @@ def harvest_means(
     Parameters
     ----------
     model : a Hugging Face causal or image-text model.
-    tokenizer : the model's own fast tokenizer.
+    processor : the checkpoint's ``runtime.processor.Processor``; its fast tokenizer is enough where no item
+        has a picture.
     concepts : N rows, in order of their index.
     items : what is read.
     blocks : 0-based decoder blocks whose outputs are read.
@@ -59,7 +64,9 @@ def harvest_means(
     identity : of the model's checkpoint.
     position : where in a stimulus it is read (``dictionary.positions``).
     batch_tokens : tokens in one forward pass, padding included.
-    max_tokens : texts are cut there.
+    max_tokens : texts are cut there; pictures never.
+    prompt : what the user asks about a picture; the item's text is the answer.
+    max_tiles : most tiles a picture is cut into; by default the processor's own.
     concepts_per_shard : concepts behind one shard; by default as many as have about 512 stimuli. Memory grows
         with it only where ``activations`` are kept.
     activations : folder of an activation store that is filled in the same pass with every position's row.
@@ -97,6 +104,9 @@ def harvest_means(
         "batch_tokens": batch_tokens,
         "max_tokens": max_tokens,
     }
+    if len(table.pictures):
+        recipe |= {"prompt": prompt, "max_tiles": max_tiles}
+    encoder = Encoder(processor, position, max_tokens, prompt=prompt, max_tiles=max_tiles)
     means = begin_means(
         output,
         model=identity,
@@ -107,19 +117,35 @@ def harvest_means(
         concepts_per_shard=concepts_per_shard or table.concepts_per_shard(STIMULI_PER_SHARD),
         recipe=recipe,
         ordinary=lambda: measure_ordinary(
-            model, tokenizer, blocks, norm_limit=norm_limit, batch_tokens=batch_tokens
+            model,
+            encoder.tokenizer,
+            blocks,
+            norm_limit=norm_limit,
+            batch_tokens=batch_tokens,
+            pictures=_sample_pictures(table, encoder),
         ),
         overwrite=overwrite,
     )
     store = None if activations is None else _store(activations, means)
     shards = missing_shards(means, store)
-    reader = ShardReader.of(means, model, Encoder(tokenizer, position, max_tokens))
+    reader = ShardReader.of(means, model, encoder)
     total = sum(len(table.places(means.rows(shard))) for shard in shards)
     silent: Any = contextlib.nullcontext(lambda _: None)
     with show("harvesting", total, unit="stimuli") if progress else silent as advance:
         for shard in shards:
             fill_shard(reader, table, means, store, shard, advance)
     return open_means(means.path)
+
+
+def _sample_pictures(table: ItemTable, encoder: Encoder) -> Iterator[list[Stimulus]]:
+    """Pictures from all over the table, for the norm of image tokens where the rule reads them."""
+    if encoder.position in IMAGE_RULES:
+        whole = Encoder(
+            encoder.processor, "image", encoder.max_tokens, prompt=encoder.prompt, max_tiles=encoder.max_tiles
+        )
+        # Places number them: one picture may stand for several concepts under one id.
+        sample = [replace(item, id=str(i)) for i, item in enumerate(table.sample_pictures(PICTURES_SAMPLED))]
+        yield from whole.encode(sample, 0, Losses())
 
 
 def missing_shards(means: ConceptMeans, store: ActivationStore | None) -> list[int]:
