@@ -112,20 +112,20 @@ def test_unusable_items_are_listed(folder: Path, tmp_path: Path):
 def test_stopping_anywhere_changes_nothing(folder: Path, tmp_path: Path, monkeypatch: Any):
     whole = tree(harvest(folder, tmp_path / "whole").path)
     assert len(whole) == 3 + 2 * 3
-    write = module.fill_shard
+    make = module.ShardWorker.make
 
     for stop in range(3):
         calls = 0
 
-        def dying(*arguments: Any, stop: int = stop) -> None:
+        def dying(*arguments: Any, stop: int = stop) -> int:
             nonlocal calls
             if calls == stop:
                 raise KeyboardInterrupt
             calls += 1
-            write(*arguments)
+            return make(*arguments)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(module, "fill_shard", dying)
+            patch.setattr(module.ShardWorker, "make", dying)
             harvest(folder, tmp_path / f"cut{stop}")
         cut = open_means(tmp_path / f"cut{stop}", complete=False)
         assert cut.missing == list(range(stop, 3))

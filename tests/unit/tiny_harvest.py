@@ -19,8 +19,8 @@ from harvest_samples import TEMPLATES, tree
 
 from daco_rt import _files
 from daco_rt.artifacts import Concept, ModelIdentity
-from daco_rt.dictionary.harvest import harvest_means
-from daco_rt.dictionary.items import HarvestItem
+from daco_rt.dictionary.harvest import HarvestPlan
+from daco_rt.dictionary.items import HarvestItem, ItemTable
 
 DIM, BLOCKS = 16, (0, 1)
 IDENTITY = ModelIdentity(DIM, 2, 128, 2, 1, "qwen2", (0.25,))
@@ -49,19 +49,35 @@ def model() -> Any:
     return Qwen2Model(config).eval()
 
 
-def run(folder: Path, concepts: int = 4) -> None:
-    """Fill ``folder/means`` and ``folder/store``."""
-    table = [Concept(i, f"thing{i}") for i in range(concepts)]
+def loaded() -> tuple[Any, Any]:
+    """Model and tokenizer, as a worker on another machine would load them."""
+    return model(), Letters()
+
+
+def loaded_noting(folder: str) -> tuple[Any, Any]:
+    """The same, leaving a file named after the process."""
+    Path(folder, str(os.getpid())).touch()
+    return loaded()
+
+
+def plan(folder: Path, concepts: int = 4) -> HarvestPlan:
+    """A harvest into ``folder/means`` and ``folder/store``, two concepts a shard."""
+    table = tuple(Concept(i, f"thing{i}") for i in range(concepts))
     items = []
     for concept in table:
         for template in TEMPLATES:
             text = template.format(concept.name)
             start = text.index(concept.name)
             items.append(HarvestItem(concept.index, 1, text, start, start + len(concept.name), None, text))
-    harvest_means(
-        model(), Letters(), table, items, BLOCKS, folder / "means", identity=IDENTITY,
-        concepts_per_shard=2, activations=folder / "store", norm_limit=50.0, progress=False,
+    return HarvestPlan(
+        table, ItemTable(items, concepts), BLOCKS, folder / "means", IDENTITY,
+        concepts_per_shard=2, activations=folder / "store", norm_limit=50.0,
     )  # fmt: skip
+
+
+def run(folder: Path, concepts: int = 4) -> None:
+    """Run the plan of a folder in this process."""
+    plan(folder, concepts).run(*loaded(), progress=False)
 
 
 def watch(file: str, happens: Callable[[str], None]) -> None:
@@ -186,4 +202,4 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-__all__ = ["BLOCKS", "DIM", "IDENTITY", "Forks", "die_at", "model", "run", "slowly", "tree", "watch"]
+__all__ = ["Forks", "die_at", "loaded", "loaded_noting", "plan", "run", "slowly", "tree"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="concepts behind one shard (default: as many as have about 512 stimuli)",
     )
+    many = parser.add_argument_group("many processes or machines")
+    many.add_argument(
+        "--ray", action="store_true", help="run on Ray: the cluster of RAY_ADDRESS, or this machine"
+    )
+    many.add_argument("--workers", type=int, default=2, metavar="N", help="processes, each with a model")
+    many.add_argument("--cpus", type=float, default=1.0, metavar="N", help="processors of a worker")
+    many.add_argument("--gpus", type=float, default=0.0, metavar="N", help="GPUs of a worker")
     add_json(parser)
 
 
@@ -79,11 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Harvest, and say what was read."""
     from daco_rt.concepts import load_table, shipped_table
     from daco_rt.dictionary.encode import PROMPT
-    from daco_rt.dictionary.harvest import harvest_means
+    from daco_rt.dictionary.harvest import HarvestPlan
     from daco_rt.dictionary.items import ItemTable, pair_items, table_concepts, text_items
     from daco_rt.models import model_identity, resolve_checkpoint
-    from daco_rt.models.loading import load_torch
-    from daco_rt.runtime.processor import Processor
 
     blocks = parse_blocks(arguments.blocks)
     table = shipped_table() if arguments.table == "built-in" else load_table(arguments.table)
@@ -95,17 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
         items = ItemTable(text_items(arguments.stimuli, concepts), len(concepts))
     family = arguments.model or (None if arguments.checkpoint else "internvl")
     checkpoint = resolve_checkpoint(family, arguments.checkpoint)
-    model, tokenizer = load_torch(checkpoint.path, arguments.device, arguments.precision)
-    processor = Processor(checkpoint.path) if pairs else tokenizer
-    began = time.monotonic()
-    means = harvest_means(
-        model,
-        processor,
+    plan = HarvestPlan(
         concepts,
         items,
         blocks,
         arguments.output,
-        identity=model_identity(checkpoint),
+        model_identity(checkpoint),
         position=arguments.position,
         batch_tokens=arguments.batch_tokens,
         max_tokens=arguments.max_tokens,
@@ -113,8 +114,22 @@ def run(arguments: argparse.Namespace) -> int:
         max_tiles=arguments.max_tiles,
         concepts_per_shard=arguments.concepts_per_shard,
         activations=arguments.activations,
-        overwrite=arguments.force,
     )
+    load = partial(_load, str(checkpoint.path), arguments.device, arguments.precision, pairs)
+    began = time.monotonic()
+    if arguments.ray:
+        from daco_rt.dictionary.distributed import harvest_on_ray
+
+        means = harvest_on_ray(
+            load,
+            plan,
+            workers=arguments.workers,
+            cpus=arguments.cpus,
+            gpus=arguments.gpus,
+            overwrite=arguments.force,
+        )
+    else:
+        means = plan.run(*load(), overwrite=arguments.force)
     found = summary(means)
     found |= {"checkpoint": checkpoint.label, "seconds": round(time.monotonic() - began, 1)}
     if arguments.json:
@@ -122,6 +137,15 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(found)
     return 0
+
+
+def _load(path: str, device: str, precision: str, pictures: bool) -> tuple[Any, Any]:
+    """Return model and processor; a function of its own, since Ray's workers call it too."""
+    from daco_rt.models.loading import load_torch
+    from daco_rt.runtime.processor import Processor
+
+    model, tokenizer = load_torch(path, device, precision)
+    return model, Processor(path) if pictures else tokenizer
 
 
 def summary(means: ConceptMeans) -> dict[str, Any]:
