@@ -29,6 +29,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ConceptMeans",
+    "Directions",
     "HarvestItem",
     "Identification",
     "ItemTable",

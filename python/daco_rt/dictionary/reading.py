@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,10 +239,12 @@ def measure_ordinary(
     *,
     norm_limit: float,
     batch_tokens: int = 4096,
+    pictures: Iterable[list[Stimulus]] = (),
 ) -> Ordinary:
     """Measure the stream over ordinary text: all positions but the first of ``ORDINARY_TEXTS``.
 
-    The mean leaves out positions whose norm exceeds ``norm_limit`` times the median.
+    The mean leaves out positions whose norm exceeds ``norm_limit`` times the median. Image tokens may have
+    norms of another size: their median is taken over ``pictures``.
 
     Example
     -------
@@ -258,8 +260,24 @@ def measure_ordinary(
     for block, parts in rows.items():
         table = np.concatenate(parts).astype(np.float64)
         norm = np.linalg.norm(table, axis=1)
-        norms[block] = float(np.median(norm))
-        if not np.isfinite(norms[block]):
-            raise DacoError(f"ordinary text gives NaN or Inf at block {block}; run the model in fp32")
+        norms[block] = _median(norm, block, "ordinary text")
         means[block] = table[norm <= norm_limit * norms[block]].mean(axis=0).astype(np.float32)
-    return Ordinary(means, norms)
+    found: dict[int, list[np.ndarray]] = {int(block): [] for block in blocks}
+    for window in pictures:
+        ids = [stimulus.tokens.ids for stimulus in window]
+        extras = [stimulus.extras for stimulus in window]
+        for batch, on_device in read_batches(model, ids, blocks, batch_tokens=batch_tokens, extras=extras):
+            for row, i in enumerate(batch):
+                place = torch.tensor(window[i].positions, dtype=torch.long)
+                for block, all_rows in on_device.items():
+                    chosen = all_rows[row, place.to(all_rows.device)].float()
+                    found[block].append(torch.linalg.vector_norm(chosen, dim=-1).cpu().numpy())
+    image = {b: _median(np.concatenate(parts), b, "a picture") for b, parts in found.items() if parts}
+    return Ordinary(means, norms, image)
+
+
+def _median(norms: np.ndarray, block: int, what: str) -> float:
+    median = float(np.median(norms))
+    if not np.isfinite(median):
+        raise DacoError(f"{what} gives NaN or Inf at block {block}; run the model in fp32")
+    return median
