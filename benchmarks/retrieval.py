@@ -1,15 +1,15 @@
 """The nearest pairs of 15,000 concepts among 3 million: time and memory of the exact search.
 
-    python benchmarks/retrieval.py                         # 15,000 x 3,000,000, d = 512: 6 GB of disk, minutes
-    python benchmarks/retrieval.py --pairs 300000
+    python benchmarks/retrieval.py                         # 15,000 x 3,000,000, d = 512: 6 GB of disk,
+    minutes python benchmarks/retrieval.py --pairs 300000
     python benchmarks/retrieval.py --quick
 
 Embeddings are synthetic, written blockwise with a seed: a direction common to each modality, one to three
-concepts a pair, noise; sized so that cosines lie where CLIP's do. The floor is what the two matrix products of
-the plain way (concepts with pictures, concepts with captions) would take in the precision that is used, at the
-rate that a large product reaches between the blocks of the same run. The search needs one product, so it can
-pass this floor. The baseline is the plain way in fp32: both products, logarithms, top n of each tile, merge;
-timed on a part of the pairs and scaled. Checked against float64 for some concepts and all pairs.
+concepts a pair, noise; sized so that cosines lie where CLIP's do. The floor is what the two matrix products
+of the plain way (concepts with pictures, concepts with captions) would take in the precision that is used, at
+the rate that a large product reaches between the blocks of the same run. The search needs one product, so it
+can pass this floor. The baseline is the plain way in fp32: both products, logarithms, top n of each tile,
+merge; timed on a part of the pairs and scaled. Checked against float64 for some concepts and all pairs.
 """
 
 from __future__ import annotations

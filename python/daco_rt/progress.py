@@ -12,7 +12,9 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(title: str, total: int | None = None, *, unit: str = "") -> Iterator[Callable[[int], None]]:
+def progress(
+    title: str, total: int | None = None, *, unit: str = "", shown: bool = True
+) -> Iterator[Callable[[int], None]]:
     """Show progress while the block runs; yields ``advance(n)``.
 
     Parameters
@@ -22,7 +24,9 @@ def progress(title: str, total: int | None = None, *, unit: str = "") -> Iterato
     total : int, optional
         Number of steps, or of bytes with ``unit="bytes"``; unknown totals pulse.
     unit : str
-        ``"bytes"`` shows sizes and rates; anything else counts steps.
+        ``"bytes"`` shows sizes and rates; anything else counts steps, with its rate if it has a name.
+    shown : bool
+        False shows nothing, for callers whose own caller wants silence.
 
     Example
     -------
@@ -30,6 +34,9 @@ def progress(title: str, total: int | None = None, *, unit: str = "") -> Iterato
     ...     for _ in range(3):
     ...         advance(1)
     """
+    if not shown:
+        yield lambda n: None
+        return
     if not sys.stderr.isatty():
         print(f"{title} …", file=sys.stderr, flush=True)
         yield lambda n: None
@@ -41,12 +48,21 @@ def progress(title: str, total: int | None = None, *, unit: str = "") -> Iterato
         DownloadColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    amount = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(),)
+    class RateColumn(ProgressColumn):
+        def render(self, task: Task) -> str:  # type: ignore[override]
+            return f"{task.speed:,.0f} {unit}/s" if unit and task.speed else ""
+
+    if unit == "bytes":
+        amount: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn())
+    else:
+        amount = (MofNCompleteColumn(), RateColumn())
     columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)

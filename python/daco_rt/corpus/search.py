@@ -1,17 +1,18 @@
 """The nearest pairs of every concept, exactly, among millions: one matrix product and a bound.
 
-The score of a pair with cosines a (picture) and b (caption) is ``ln s(a) + ln s(b)``, s(x) = (1 + x)/2 between ε
-and 1. Its logarithms are concave, so at any point (a₀, b₀) the tangent plane lies above it:
+The score of a pair with cosines a (picture) and b (caption) is ``ln s(a) + ln s(b)``, s(x) = (1 + x)/2
+between ε and 1. Its logarithms are concave, so at any point (a₀, b₀) the tangent plane lies above it:
 
     score ≤ U = K + a/(1 + a₀) + b/(1 + b₀),    K = Σ ln((1 + x₀)/2) − x₀/(1 + x₀)
 
-and U is K plus *one* inner product, of the concept with m = i/(1 + a₀) + t/(1 + b₀). So the blocked product of
-concepts and m says which pairs can be among the n nearest at all; for those alone both cosines are computed in
-float64. With (a₀, b₀) where the nearest pairs lie the bound is tight, and little more than n pairs pass it.
+and U is K plus *one* inner product, of the concept with m = i/(1 + a₀) + t/(1 + b₀). So the blocked product
+of concepts and m says which pairs can be among the n nearest at all; for those alone both cosines are
+computed in float64. With (a₀, b₀) where the nearest pairs lie the bound is tight, and little more than n
+pairs pass it.
 
-The product may be rounded (fp32, or bf16 where that is faster): the bound is widened by the worst that rounding
-can do, so that precision, tiles, threads and device change the time and never the answer. Ties go to the lower
-index.
+The product may be rounded (fp32, or bf16 where that is faster): the bound is widened by the worst that
+rounding can do, so that precision, tiles, threads and device change the time and never the answer. Ties go to
+the lower index.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class ArrayVectors:
 class SearchPlan:
     """Where and how the products run; nothing of it changes the result.
 
-    ``precision`` is "fp32", "bf16", or "auto" for what a short trial on the device finds faster; ``pairs`` and
-    ``queries`` are the sides of a tile of the product. Memory beside the embeddings: about
+    ``precision`` is "fp32", "bf16", or "auto" for what a short trial on the device finds faster; ``pairs``
+    and ``queries`` are the sides of a tile of the product. Memory beside the embeddings: about
     ``pairs × (8·dim + 2·queries)`` bytes.
     """
 
@@ -88,7 +89,7 @@ class SearchPlan:
             raise ValueError(f"tiles must have at least one row, got {self.pairs} × {self.queries}")
         if self.precision != "auto":
             return self
-        spent = {}
+        spent: dict[str, float] = {}
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             a = torch.ones(1024, dim, dtype=dtype, device=self.device)
             for _ in range(3):
@@ -102,8 +103,8 @@ class SearchPlan:
 class Nearest:
     """For each query its n nearest pairs, the nearest first; index −1 and score −inf where there are fewer.
 
-    ``index`` int64 [Q, n]; ``score``, ``image``, ``text`` float64 [Q, n]: ln s_img + ln s_txt, s_img (NaN without
-    pictures), s_txt. ``scored`` is how many pairs passed the bound.
+    ``index`` int64 [Q, n]; ``score``, ``image``, ``text`` float64 [Q, n]: ln s_img + ln s_txt, s_img (NaN
+    without pictures), s_txt. ``scored`` is how many pairs passed the bound.
     """
 
     index: np.ndarray
@@ -114,7 +115,8 @@ class Nearest:
 
 
 def similarity(cosine: Any, epsilon: float = EPSILON) -> Any:
-    """Return s = (1 + cos)/2 between ε and 1, of a tensor; stored vectors are rounded and can pass 1 by a little."""
+    """Return s = (1 + cos)/2 between ε and 1, of a tensor; stored vectors are rounded and can pass 1 by a
+    little."""
     return ((1 + cosine) * 0.5).clamp(epsilon, 1.0)
 
 
@@ -135,7 +137,8 @@ def nearest_pairs(
     queries : [Q, dim] fp32 of norm 1.
     vectors : the pairs.
     n : how many.
-    sample : numbers of some pairs, each once; their scores place the tangent point and the first thresholds. A
+    sample : numbers of some pairs, each once; their scores place the tangent point and the first thresholds.
+    A
         few thousand serve; any choice gives the same result.
     epsilon : ε, at most 0.01.
     plan : device and tiles.
@@ -252,10 +255,13 @@ class _Scan:
     def finish(self) -> Nearest:
         """Return the nearest of everything passed over."""
         self._compact()
+        shape = self.count, self.n
         found = Nearest(
-            np.full((self.count, self.n), -1, np.int64),
-            *(np.full((self.count, self.n), value) for value in (-np.inf, np.nan, np.nan)),
-            scored=self.scored,
+            np.full(shape, -1, np.int64),
+            np.full(shape, -np.inf),
+            np.full(shape, np.nan),
+            np.full(shape, np.nan),
+            self.scored,
         )
         if self.held:
             query, index, score, image, text = self.held[0]
@@ -334,7 +340,8 @@ class _Scan:
 
 
 def _below(score: np.ndarray, dim: int) -> np.ndarray:
-    """A bound below the true score, given one from fp32 products: of a cosine off by δ, ln s is off by δ/2s."""
+    """A bound below the true score, given one from fp32 products: of a cosine off by δ, ln s is off by
+    δ/2s."""
     error = (dim + 8) * 2.0**-23
     least = np.exp(np.minimum(score, 0.0))  # of a product of two s ≤ 1, each is at least the product
     safe = least > 8 * error
@@ -358,7 +365,8 @@ def _not_negative(product: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
 def _products(
     left: torch.Tensor, rows: np.ndarray, right: torch.Tensor, columns: np.ndarray, dtype: torch.dtype
 ) -> np.ndarray:
-    """Inner products of pairs of rows, each on its own, so that its value depends on nothing else; float64."""
+    """Inner products of pairs of rows, each on its own, so that its value depends on nothing else;
+    float64."""
     found = np.empty(len(rows))
     for at in range(0, len(rows), _CHUNK):
         i, j = rows[at : at + _CHUNK], columns[at : at + _CHUNK]

@@ -23,7 +23,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from daco_rt._files import atomic_file, sha256_file
+from daco_rt._files import read_json, sha256_file, write_json
 from daco_rt.artifacts import ModelIdentity, from_array, read_header, write_safetensors
 from daco_rt.errors import ArtifactError
 
@@ -149,7 +149,7 @@ class ActivationStore:
             commit["rejected"][str(block)] = int((~inside & (token > 0)).sum())
             commit["files"][str(block)] = {"sha256": written.sha256, "bytes": written.bytes}
         self._commit_file(shard).parent.mkdir(exist_ok=True)
-        _write_json(self._commit_file(shard), commit)
+        write_json(self._commit_file(shard), commit)
         return {block: commit["rows"][str(block)] for block in self.blocks}
 
     def check(self, verify: bool = False) -> None:
@@ -265,7 +265,7 @@ def create_store(
         raise ArtifactError(f"{path} is not empty and no activation store; choose another folder")
     else:
         path.mkdir(parents=True, exist_ok=True)
-        _write_json(path / _SPEC, spec)
+        write_json(path / _SPEC, spec)
     return open_store(path, complete=False)
 
 
@@ -313,16 +313,5 @@ def open_store(path: str | Path, *, complete: bool = True, verify: bool = False)
     return store
 
 
-def _write_json(path: Path, value: Any) -> None:
-    with atomic_file(path) as file:
-        file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); delete it and fill the store again") from error
-    return value
+    return read_json(path, "delete it and fill the store again")
