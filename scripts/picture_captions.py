@@ -2,8 +2,8 @@
 
 usage: picture_captions.py emoji-google | emoji-twitter | openclipart | tuxpaint  UNPACKED  OUTPUT
 
-UNPACKED holds the packages, each in a folder of its name. A line of captions.jsonl has image, caption, and what
-the caption was made of.
+UNPACKED holds the packages, each in a folder of its name. A line of captions.jsonl has image, caption, and
+what the caption was made of.
 """
 
 from __future__ import annotations

@@ -61,6 +61,11 @@ class ParquetCorpus(Corpus):
         super().__init__(Path(images) if images is not None and not self._in_cells else found[0].parent)
         self.has_images = image is not None
 
+    @property
+    def size(self) -> int:
+        """The number of rows, usable or not."""
+        return sum(self._open(file).metadata.num_rows for file in self.files)
+
     def read(self) -> Iterator[Pair]:
         """Yield the rows, file by file; columns of bytes are not read here."""
         in_cells = self._in_cells
