@@ -61,7 +61,8 @@ def test_two_workers_give_the_bytes_of_one_process(tmp_path: Path):
     done = on_ray(
         f"""
 means = harvest_on_ray(
-    partial(tiny_harvest.loaded_noting, {str(tmp_path / "processes")!r}), tiny_harvest.plan(folder, {CONCEPTS}), workers=2, progress=False
+    partial(tiny_harvest.loaded_noting, {str(tmp_path / "processes")!r}),
+    tiny_harvest.plan(folder, {CONCEPTS}), workers=2, progress=False,
 )
 print(len(means.missing), means.stimuli)
 """,
