@@ -16,7 +16,7 @@ from daco_rt.steering.policy_file import parse_blocks
 _TOP = (
     "version",
     "model",
-    "dtype",
+    "precision",
     "blocks",
     "concepts",
     "stimuli",
@@ -26,7 +26,7 @@ _TOP = (
     "annotate",
     "packs",
 )
-_DTYPES = ("auto", "fp32", "bf16", "fp16")
+_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,11 @@ class StimuliSection:
 
 @dataclass(frozen=True)
 class HarvestSection:
-    """How stimuli are read; arguments of ``harvest_means``."""
+    """What is read, and how; arguments of ``harvest_means``. ``pairs`` is a table of captioned pictures, read
+    besides the texts, or with ``texts: false`` in their place."""
 
+    texts: bool = True
+    pairs: str | None = None
     position: str = "word"
     batch_tokens: int = 4096
     concepts_per_shard: int | None = None
@@ -93,7 +96,7 @@ class PackSection:
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """A build, checked. Paths are relative to the folder of ``path``; ``dtype`` is what the model runs in
+    """A build, checked. Paths are relative to the folder of ``path``; ``precision`` is what the model runs in
     while it is read, "auto" for the checkpoint's own.
 
     Example
@@ -105,7 +108,7 @@ class BuildConfig:
 
     path: Path
     model: str
-    dtype: str
+    precision: str
     blocks: tuple[int, ...]
     concepts: ConceptsSection
     stimuli: StimuliSection
@@ -138,21 +141,25 @@ def read_config(path: str | Path) -> BuildConfig:
             raise DacoError(f"{path}: {key} is missing; name {_WANTED[key]}")
     if not isinstance(tree["model"], str):
         raise DacoError(f"{path}: model must be a folder, a hub id or a built-in name, got {tree['model']!r}")
-    dtype = tree.get("dtype", "auto")
-    if dtype not in _DTYPES:
-        raise DacoError(f"{path}: dtype '{dtype}' is unknown{did_you_mean(str(dtype), _DTYPES)}")
+    precision = tree.get("precision", "auto")
+    if precision not in _PRECISIONS:
+        hint = did_you_mean(str(precision), _PRECISIONS)
+        raise DacoError(f"{path}: precision '{precision}' is unknown{hint}")
     blocks = parse_blocks(tree["blocks"], str(path))
     sae = _sae(tree["sae"], f"{path}, sae", blocks) if tree.get("sae") is not None else None
     if sae is None and tree.get("annotate") is not None:
         raise DacoError(f"{path}: annotate labels SAEs, but there is no section sae; remove it or add one")
+    harvest = _section(HarvestSection, tree.get("harvest"), f"{path}, harvest")
+    if not harvest.texts and harvest.pairs is None:
+        raise DacoError(f"{path}, harvest: texts is false and there are no pairs; name a table of pairs")
     return BuildConfig(
         path,
         tree["model"],
-        dtype,
+        precision,
         blocks,
         _section(ConceptsSection, tree.get("concepts"), f"{path}, concepts"),
         _section(StimuliSection, tree.get("stimuli"), f"{path}, stimuli"),
-        _section(HarvestSection, tree.get("harvest"), f"{path}, harvest"),
+        harvest,
         _section(DictionarySection, tree.get("dictionary"), f"{path}, dictionary"),
         sae,
         _section(AnnotateSection, tree.get("annotate"), f"{path}, annotate"),

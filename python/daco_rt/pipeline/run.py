@@ -63,7 +63,7 @@ def plan(config: BuildConfig, folder: str | Path) -> list[StepReport]:
     state = _read_state(folder)
     found: list[StepReport] = []
     stale: set[str] = set()
-    for step in steps_of(config, Host(config.model, config.dtype)):
+    for step in steps_of(config, Host(config.model, config.precision)):
         if stale.isdisjoint(step.inputs) and _up_to_date(step, folder, state, _key(step, folder)):
             row = state[step.name]
             found.append(
@@ -111,7 +111,7 @@ def build(
     PosixPath('builds/smol-small/packs/default')
     """
     folder = Path(folder)
-    steps = steps_of(config, Host(config.model, config.dtype, device))
+    steps = steps_of(config, Host(config.model, config.precision, device))
     names = [step.name for step in steps]
     if until is not None and until not in names:
         raise DacoError(f"there is no step '{until}'{did_you_mean(until, names)}")

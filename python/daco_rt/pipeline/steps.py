@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,9 @@ class Step:
 class Host:
     """The model of a build, opened when the first step asks for it."""
 
-    def __init__(self, name: str, dtype: str, device: str = "auto") -> None:
+    def __init__(self, name: str, precision: str, device: str = "auto") -> None:
         self.name = name
-        self.dtype = dtype
+        self.precision = precision
         self.device = device
 
     @functools.cached_property
@@ -76,7 +77,14 @@ class Host:
         """Model and tokenizer."""
         from daco_rt.models.loading import load_torch
 
-        return load_torch(self._checkpoint.path, self.device, self.dtype)
+        return load_torch(self._checkpoint.path, self.device, self.precision)
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        """What prepares its pictures."""
+        from daco_rt.runtime.processor import Processor
+
+        return Processor(self._checkpoint.path)
 
     @functools.cached_property
     def _checkpoint(self) -> Any:
@@ -93,7 +101,7 @@ def steps_of(config: BuildConfig, host: Host) -> list[Step]:
     DacoError
         If a file that the configuration names does not exist.
     """
-    model = {**host.identity.to_dict(), "dtype": host.dtype}
+    model = {**host.identity.to_dict(), "precision": host.precision}
     steps = [_concepts(config), _stimuli(config), _harvest(config, host, model), _dictionary(config)]
     if config.sae is not None:
         for block in config.sae.blocks or config.blocks:
@@ -140,20 +148,28 @@ def _stimuli(config: BuildConfig) -> Step:
 
 def _harvest(config: BuildConfig, host: Host, model: dict[str, Any]) -> Step:
     section = config.harvest
+    pairs = () if section.pairs is None else (config.file(section.pairs),)
+    options = asdict(section)
+    del options["texts"], options["pairs"]
 
     def run(at: Path, _resume: bool) -> str:
         from daco_rt.dictionary.harvest import harvest_means
-        from daco_rt.dictionary.items import table_concepts, text_items
+        from daco_rt.dictionary.items import pair_items, table_concepts, text_items
 
         concepts = table_concepts(load_table(at / TABLE))
+        model, tokenizer = host.loaded
+        items = chain(
+            text_items(at / TEXTS, concepts) if section.texts else (),
+            *(pair_items(file, concepts) for file in pairs),
+        )
         means = harvest_means(
-            *host.loaded, concepts, text_items(at / TEXTS, concepts), config.blocks, at / MEANS,
-            identity=host.identity, **asdict(section),
+            model, host.processor if pairs else tokenizer, concepts, items, config.blocks, at / MEANS,
+            identity=host.identity, **options,
         )  # fmt: skip
-        return f"{len(means.concepts)} concepts read at blocks {_list(means.blocks)}"
+        return f"{means.stimuli} stimuli of {len(means.concepts)} concepts at blocks {_list(means.blocks)}"
 
-    settings = {"model": model, "blocks": config.blocks, **asdict(section)}
-    return Step("harvest", MEANS, (TABLE, TEXTS), (), settings, run)
+    settings = {"model": model, "blocks": config.blocks, "texts": section.texts, **options}
+    return Step("harvest", MEANS, (TABLE, *((TEXTS,) if section.texts else ())), pairs, settings, run)
 
 
 def _dictionary(config: BuildConfig) -> Step:
