@@ -65,7 +65,7 @@ def test_the_configs_of_the_repository_are_good(name: str):
             "a folder, a hub id or a built-in name, got 7",
         ),
         (("model: pocket-internvl\n", ""), "model is missing"),
-        (("model:", "precision: fp8\nmodel:"), "precision 'fp8' is unknown; did you mean 'fp16'?"),
+        (("model:", "precision: fp8\nmodel:"), "precision 'fp8' is unknown; known: auto, bf16"),
         (("stimuli:", "harvest: {texts: false}\nstimuli:"), "texts is false and there are no pairs"),
         (("blocks: 2-3", "blocks: 3-2"), "blocks must be numbers"),
         (("concepts:", "concept:"), "key 'concept' is unknown; did you mean 'concepts'?"),
