@@ -20,6 +20,7 @@ VERBS = (
     ("pack", "daco_rt.cli.pack", "compile a policy file with a dictionary or SAEs into a pack"),
     ("inspect", "daco_rt.cli.inspect", "print what any artifact holds"),
     ("models", "daco_rt.cli.models", "list or fetch the built-in checkpoints"),
+    ("evaluate", "daco_rt.cli.evaluate", "compare methods on safety benchmarks and write a report"),
     ("doctor", "daco_rt.cli.doctor", "say what is installed, built and usable"),
 )
 

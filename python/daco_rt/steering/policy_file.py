@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from daco_rt._yaml import known_keys, load_yaml
 from daco_rt.artifacts import Concept, ConceptDictionary, Pack, Sae, load_dictionary, load_sae
 from daco_rt.concepts.table import load_table, shipped_table
 from daco_rt.errors import PolicyError, did_you_mean
@@ -81,7 +82,7 @@ def read_policies(path: str | Path) -> PolicyFile:
     'default'
     """
     path = Path(path)
-    tree = _mapping(_load(path), _TOP, str(path))
+    tree = _mapping(load_yaml(path, PolicyError), _TOP, str(path))
     if tree.get("version") != 1:
         raise PolicyError(f"{path}: version must be 1, got {tree.get('version')!r}")
     shared = _fields(tree.get("defaults"), _SHARED, f"{path}, defaults")
@@ -335,32 +336,4 @@ def _text(value: Any, what: str) -> str:
 
 
 def _mapping(tree: Any, keys: tuple[str, ...], where: str) -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        raise PolicyError(f"{where}: expected keys and values, got {type(tree).__name__}")
-    for key in tree:
-        if key not in keys:
-            raise PolicyError(f"{where}: key '{key}' is unknown{did_you_mean(str(key), keys)}")
-    return tree
-
-
-def _load(path: Path) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Refuses a key that comes twice, of which YAML would silently keep the last."""
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            name = loader.construct_object(key)
-            if name in seen:
-                raise PolicyError(f"{path}, line {key.start_mark.line + 1}: '{name}' comes twice; remove one")
-            seen.add(name)
-        loader.flatten_mapping(node)
-        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
-        raise PolicyError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    return known_keys(tree, keys, where, PolicyError)
