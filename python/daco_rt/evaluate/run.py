@@ -65,6 +65,7 @@ class Evaluation:
     def __init__(self, config: EvaluationConfig) -> None:
         self.config = config
         self.output = config.output
+        self._loaded: Subject | None = None
         self.benchmarks: dict[str, Benchmark] = {}
         self._whole: dict[str, Benchmark] = {}
         for name, data in config.benchmarks.items():
@@ -225,6 +226,8 @@ class Evaluation:
 
     def _subject(self, built: Built) -> Subject:
         config = self.config
+        if config.engine == "torch" and built.bundle is None:
+            return self._torch(built)
         if built.bundle is not None:
             return BundleSubject(built.bundle, threads=config.threads, batch_size=config.batch_size)
         from daco_rt.export import export_model
@@ -235,6 +238,17 @@ class Evaluation:
             config.family, checkpoint=config.checkpoint, pack=built.pack, output=folder, overwrite=True
         )
         return BundleSubject(folder, threads=config.threads, batch_size=config.batch_size)
+
+    def _torch(self, built: Built) -> Subject:
+        from daco_rt.evaluate.torch_subject import TorchSubject
+
+        # One model for all methods: loading it again costs more than most cells.
+        if not isinstance(self._loaded, TorchSubject):
+            self._loaded = TorchSubject(
+                self.config.family, self.config.checkpoint, batch_size=self.config.batch_size
+            )
+        self._loaded.use(built.pack)
+        return self._loaded
 
     def _observe(self, pack: Path) -> Codes:
         """All codes of the development questions of the first harmful benchmark, under "observe"."""

@@ -21,6 +21,7 @@ from daco_rt.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from daco_rt.runtime.generate import Generator
+    from daco_rt.runtime.telemetry import AnswerTelemetry
 
 
 @dataclass(frozen=True)
@@ -214,9 +215,6 @@ class BundleSubject(Subject):
     def _answer(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
         answers = []
         for result in self.generator.generate(requests):
-            told: dict[str, Any] = {}
-            if result.telemetry is not None and result.telemetry.positions:
-                told = _from_summary(result.telemetry.summary())
             answers.append(
                 Answer(
                     result.text,
@@ -225,7 +223,7 @@ class BundleSubject(Subject):
                     result.prompt_tokens,
                     result.policy,
                     result.timings.decode,
-                    **told,
+                    **told_by(result.telemetry),
                 )
             )
         return answers
@@ -286,7 +284,11 @@ class BundleSubject(Subject):
         ]
 
 
-def _from_summary(summary: dict[str, Any]) -> dict[str, Any]:
+def told_by(telemetry: AnswerTelemetry | None) -> dict[str, Any]:
+    """Return the fields of `Answer` that an answer's telemetry gives."""
+    if telemetry is None or not telemetry.positions:
+        return {}
+    summary = telemetry.summary()
     blocks = [row for row in summary["blocks"].values() if row["removed_dose"] is not None]
     return {
         "rows": summary["rows"],

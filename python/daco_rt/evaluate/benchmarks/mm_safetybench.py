@@ -86,7 +86,7 @@ def read_mm_safetybench(
     unique_ids(found, f"mm_safetybench in {path}")
     samples, missing = keep_present(found, f"mm_safetybench in {path}", allow_missing=allow_missing)
     card = make_card(
-        "mm_safetybench", "1", "CC-BY-NC-4.0 (as its publishers state)",
+        "mm_safetybench", "1", "CC-BY-NC-4.0 to our knowledge; the copy's own card decides",
         "https://github.com/isXinLiu/MM-SafetyBench", files, samples, root=root, missing=missing,
     )  # fmt: skip
     return Benchmark(card, samples)
