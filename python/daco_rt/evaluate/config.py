@@ -20,7 +20,7 @@ from daco_rt.evaluate.samples import PARTS, Part
 
 _TOP = (
     "version", "model", "engine", "dictionary", "output", "generation", "seeds", "split", "benchmarks",
-    "methods", "judges", "divergence",
+    "methods", "judges", "divergence", "perplexity",
 )  # fmt: skip
 _GENERATION = ("max_new_tokens", "temperature", "batch_size", "threads")
 ENGINES = ("bundle", "torch")
@@ -64,6 +64,8 @@ class EvaluationConfig:
         Name → kind and its options.
     divergence : tuple of str
         Benchmarks on whose unsteered answers the KL divergence is measured.
+    perplexity : bool
+        Whether it is measured on neutral text.
     """
 
     path: Path
@@ -84,6 +86,7 @@ class EvaluationConfig:
     dev: float = 0.3
     split_seed: int = 0
     divergence: tuple[str, ...] = ()
+    perplexity: bool = True
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -152,6 +155,7 @@ def read_config(
         dev=_number(split.get("dev", 0.3), f"{path}, split: dev", 0),
         split_seed=int(split.get("seed", 0)),
         divergence=tuple(divergence),
+        perplexity=_flag(tree.get("perplexity", True), f"{path}: perplexity"),
         raw=tree,
     )
 
@@ -236,6 +240,12 @@ def _safe(name: Any, where: str) -> str:
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise DacoError(f"{where} must be text, got {value!r}")
+    return value
+
+
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise DacoError(f"{where} must be true or false, got {value!r}")
     return value
 
 

@@ -142,6 +142,13 @@ class Evaluation:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
         return {row["id"]: row["nats"] for row in rows}
 
+    def neutral_nats(self, variant: str) -> list[list[float]] | None:
+        """Return −ln p by token of each neutral passage under a variant; None if it was not measured."""
+        path = self._perplexity_file(variant)
+        if not path.is_file():
+            return None
+        return [json.loads(line)["nats"] for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+
     # ---- one method
 
     def _run_method(self, method: Method) -> None:
@@ -154,6 +161,10 @@ class Evaluation:
         for cell in self.cells:
             if cell.method == method.name and cell.benchmark in self.config.divergence:
                 self._diverge(cell, built, subject)
+        # A system prompt stands outside raw text, so its perplexity would be the model's own.
+        if self.config.perplexity and built.system is None:
+            for variant in method.labels:
+                self._perplex(variant, method, built, subject)
 
     def _generate(self, cell: Cell, built: Built, subject: Subject) -> None:
         rows = RowFile(self._file("answers", cell), self._header(cell))
@@ -213,6 +224,21 @@ class Evaluation:
                 advance(len(part))
         rows.finish()
 
+    def _perplex(self, variant: str, method: Method, built: Built, subject: Subject) -> None:
+        from daco_rt.evaluate.perplexity import neutral_nats
+
+        rows = RowFile(self._perplexity_file(variant), self._setting(method, method.labels[variant]))
+        if rows.complete:
+            return
+        nats = neutral_nats(subject, policy=built.policies[variant])
+        rows.append(
+            {"id": str(i), "nats": values} for i, values in enumerate(nats) if str(i) not in rows.rows
+        )
+        rows.finish()
+
+    def _perplexity_file(self, variant: str) -> Path:
+        return self.output / "perplexity" / f"{variant}.jsonl"
+
     def _done(self, method: Method) -> bool:
         for cell in self.cells:
             if cell.method != method.name:
@@ -222,7 +248,9 @@ class Evaluation:
                 wanted.append(self._file("divergence", cell))
             if not all(path.is_file() for path in wanted):
                 return False
-        return True
+        if not self.config.perplexity or method.kind == "system_prompt":
+            return True
+        return all(self._perplexity_file(variant).is_file() for variant in method.labels)
 
     def _subject(self, built: Built) -> Subject:
         config = self.config
@@ -279,18 +307,23 @@ class Evaluation:
 
     def _header(self, cell: Cell) -> dict[str, Any]:
         config, benchmark = self.config, self.benchmarks[cell.benchmark]
-        method = config.methods[cell.method]
         return {
-            "model": config.checkpoint,
-            "engine": config.engine,
+            **self._setting(config.methods[cell.method], cell.strength),
             "benchmark": cell.benchmark,
             "sha256": benchmark.card.sha256,
             "part": [config.part, config.dev, config.split_seed, len(benchmark.samples)],
-            "method": [method.kind, dict(sorted(method.options.items()))],
-            "strength": cell.strength,
             "seed": cell.seed,
             "max_new_tokens": config.max_new_tokens,
             "temperature": config.temperature,
+        }
+
+    def _setting(self, method: Method, strength: float | None) -> dict[str, Any]:
+        return {
+            "model": self.config.checkpoint,
+            "engine": self.config.engine,
+            "dictionary": None if self.config.dictionary is None else str(self.config.dictionary),
+            "method": [method.kind, dict(sorted(method.options.items()))],
+            "strength": strength,
         }
 
     def _describe(self) -> None:

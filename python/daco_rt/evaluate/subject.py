@@ -21,6 +21,7 @@ from daco_rt.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from daco_rt.runtime.generate import Generator
+    from daco_rt.runtime.processor import Processor
     from daco_rt.runtime.telemetry import AnswerTelemetry
 
 
@@ -31,11 +32,15 @@ class Ask:
     prompt: str
     image: Path | None = None
     system: str | None = None
+    raw: bool = False
+    """Whether the prompt is taken as it stands, without the chat template."""
 
     def request(
         self, policy: str | None, max_new_tokens: int, sampling: Sampling, seed: int
     ) -> GenerateRequest:
         """Return the runtime's request."""
+        if self.raw and self.system is not None:
+            raise DacoError("a raw question has no system prompt: the chat template is left out")
         images: tuple[Path, ...] = () if self.image is None else (self.image,)
         prompt: Any = self.prompt
         if self.system is not None:
@@ -45,7 +50,13 @@ class Ask:
                 {"role": "user", "content": content if images else self.prompt},
             ]
         return GenerateRequest(
-            prompt, images=images, policy=policy, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
+            prompt,
+            images=images,
+            policy=policy,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            raw=self.raw,
         )
 
 
@@ -91,10 +102,11 @@ class Answer:
 class Subject(ABC):
     """A model that answers under a policy and scores given answers.
 
-    ``batch_size`` is the most requests run together.
+    ``batch_size`` is the most requests run together, ``processor`` tokenises and renders prompts.
     """
 
     batch_size: int
+    processor: Processor
 
     @abstractmethod
     def _answer(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
@@ -210,7 +222,7 @@ class BundleSubject(Subject):
             if isinstance(bundle, Generator)
             else Generator(bundle, threads=threads, batch_size=batch_size)
         )
-        self.batch_size = self.generator.batch_size
+        self.batch_size, self.processor = self.generator.batch_size, self.generator.processor
 
     def _answer(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
         answers = []

@@ -1,7 +1,7 @@
 """A Hugging Face checkpoint in torch as subject, steered by hooks.
 
-The loop is ours and not ``generate``: tokens are chosen by the runtime's own sampler, so that a seed gives the
-same draws here and in a bundle, and every pass is reported token by token.
+The loop is ours and not ``generate``: tokens are chosen by the runtime's own sampler, so that a seed gives
+the same draws here and in a bundle, and every pass is reported token by token.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class TorchSubject(Subject):
             raise DacoError(f"batch_size must be 1 or greater, got {batch_size}")
         found = resolve_checkpoint(family, checkpoint)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
+            model: Any = AutoModelForImageTextToText.from_pretrained(
                 found.path, dtype=dtype, trust_remote_code=False, use_safetensors=True
             )
         except (OSError, ValueError) as error:
@@ -99,7 +99,9 @@ class TorchSubject(Subject):
         codes = {}
         for block, rows in joined.items():
             if rows.support_index is None or rows.support_value is None:
-                raise DacoError(f"pack {self.pack and self.pack.path} reports no concepts; compile it with k_out")
+                raise DacoError(
+                    f"pack {self.pack and self.pack.path} reports no concepts; compile it with k_out"
+                )
             codes[block] = (rows.support_index, rows.support_value)
         return codes
 
@@ -181,8 +183,8 @@ class _Row:
         self.policy = choose_policy(subject.pack, request.policy)
         if self.policy.condition:
             raise PolicyError(
-                f"policy '{self.policy.name}' has a condition, which only the runtime of exported bundles gives; "
-                "evaluate with engine: bundle"
+                f"policy '{self.policy.name}' has a condition, which only the runtime of exported bundles "
+                "gives; evaluate with engine: bundle"
             )
         self.prompt: Prepared = subject.processor.prepare(
             request.prompt, request.images, max_tiles=request.max_tiles, raw=request.raw
@@ -217,9 +219,7 @@ class _Row:
             self.reason = "length"
         self.finished = bool(self.reason)
 
-    def note(
-        self, reported: dict[int, BlockRows], ids: NDArray[np.int64], real: NDArray[np.int64]
-    ) -> None:
+    def note(self, reported: dict[int, BlockRows], ids: NDArray[np.int64], real: NDArray[np.int64]) -> None:
         """Keep what the blocks reported for this row's covered tokens of one pass."""
         if self.telemetry is None or not reported:
             return
