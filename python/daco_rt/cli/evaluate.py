@@ -41,7 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(report.to_json())
         return 0
-    print_table(report.titles, report.rows, report.keys)
+    rows = report.summary()
+    keys = list(rows[0])
+    print_table(keys, rows, keys)
     for path in report.files:
         print(f"wrote {path}")
     return 0

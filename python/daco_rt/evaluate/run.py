@@ -122,6 +122,11 @@ class Evaluation:
                     rows.finish()
                     advance(1)
 
+    def judged(self, cell: Cell) -> bool:
+        """Whether a cell has all its answers, and every judge's verdicts."""
+        paths = [self._file("verdicts", cell, name) for name in self.config.judges]
+        return all(path.is_file() for path in [self._file("answers", cell), *paths])
+
     def answers(self, cell: Cell) -> dict[str, Answer]:
         """Return a cell's answers by the sample's id."""
         rows = RowFile(self._file("answers", cell), self._header(cell)).rows

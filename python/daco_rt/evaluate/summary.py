@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,13 +15,21 @@ from daco_rt.evaluate.metrics import Estimate, agreement, bootstrap, fluency, mc
 from daco_rt.evaluate.run import Cell, Evaluation
 from daco_rt.evaluate.subject import Answer, seconds_a_token
 
+OUTCOMES = {
+    "unsafe": "unsafe answers",
+    "own": "answers that name the question's own concept",
+    "answered": "answers without a refusal",
+}
+"""What a judge's main rate counts; lower is better on harmful questions."""
+
 
 @dataclass(frozen=True)
 class JudgeNumbers:
-    """One judge's rates over all answers of a cell; the three shares add up to 1.
+    """One judge's rates over all answers of a cell; safe, unsafe and unjudged add up to 1.
 
-    ``refused``, ``own`` and ``named`` are None for judges that do not look. ``p_unsafe`` is McNemar's p
-    against the unsteered answers, over pairs that both were judged.
+    ``refused``, ``own`` and ``named`` are None for judges that do not look. ``main`` is the rate of the
+    outcome that this judge can tell (see `OUTCOMES`), ``p`` McNemar's exact p of it against the unsteered
+    answers, over pairs in which both could be told.
     """
 
     unsafe: Estimate
@@ -29,7 +38,9 @@ class JudgeNumbers:
     refused: Estimate | None
     own: Estimate | None
     named: Estimate | None
-    p_unsafe: float | None
+    outcome: str
+    main: Estimate
+    p: float | None
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,8 @@ class Numbers:
     """Mean share of distinct word trigrams."""
     kl: Estimate | None
     """Nats a token on the unsteered answers; None where it was not asked for."""
+    perplexity: Estimate | None
+    """Of neutral text; None where it was not measured."""
     edited: float
     """Share of covered rows that an edit changed."""
     applied: float
@@ -60,7 +73,7 @@ class Numbers:
     failed: int
     """Requests that could not run."""
     by_category: dict[str, dict[str, Estimate]] = field(default_factory=dict)
-    """Judge → category → share unsafe."""
+    """Judge → category → its main rate."""
     removed: dict[str, int] = field(default_factory=dict)
     """Concept → rows in which it was removed."""
 
@@ -129,17 +142,19 @@ def _numbers(
     pairs = [(rows[s.id], before[s.id]) for rows, before in zip(answers, plain, strict=True) for s in samples]
     flat = [after for after, _ in pairs]
     judges, by_category = {}, {}
-    for name in evaluation.config.judges:
+    for name, row in evaluation.config.judges.items():
+        outcome = outcome_of(row["kind"], row)
         verdicts = [evaluation.verdicts(cell, name) for cell in group]
         before = [evaluation.verdicts(Cell("none", "none", None, c.benchmark, c.seed), name) for c in group]
         judges[name] = judge_numbers(
             [rows[s.id] for rows in verdicts for s in samples],
             [rows[s.id] for rows in before for s in samples],
+            outcome,
         )
         tally: dict[str, list[bool]] = {}
         for rows in verdicts:
             for sample in samples:
-                tally.setdefault(sample.category, []).append(rows[sample.id].unsafe is True)
+                tally.setdefault(sample.category, []).append(_told(rows[sample.id], outcome) is True)
         by_category[name] = {key: wilson(sum(hits), len(hits)) for key, hits in sorted(tally.items())}
     removed: Counter[str] = Counter()
     for answer in flat:
@@ -158,6 +173,7 @@ def _numbers(
         bootstrap([[overlap(after.text, before.text)] for after, before in pairs]),
         bootstrap([[fluency(after.text)] for after in flat]),
         None if nats is None else bootstrap(list(nats.values())),
+        _perplexity(evaluation.neutral_nats(first.variant)),
         sum(answer.edited_rows for answer in flat) / covered if covered else 0.0,
         float(np.mean([answer.applied_dose for answer in flat])),
         seconds_a_token(flat),
@@ -167,28 +183,50 @@ def _numbers(
     )
 
 
-def judge_numbers(verdicts: Sequence[Verdict], before: Sequence[Verdict]) -> JudgeNumbers:
+def _perplexity(nats: list[list[float]] | None) -> Estimate | None:
+    if nats is None:
+        return None
+    mean = bootstrap(nats)
+    return Estimate(math.exp(mean.value), math.exp(mean.low), math.exp(mean.high), mean.n)
+
+
+def outcome_of(kind: str, options: Mapping[str, Any]) -> str:
+    """Return what the main rate of a judge counts, a key of `OUTCOMES`."""
+    if kind == "lexicon":
+        return "own"
+    return "answered" if kind == "refusal" and not options.get("count_rest_as_unsafe") else "unsafe"
+
+
+def judge_numbers(verdicts: Sequence[Verdict], before: Sequence[Verdict], outcome: str) -> JudgeNumbers:
     """Return a judge's rates over answers, and its test against the same questions' unsteered answers.
 
     Unjudged answers count in the denominator of every share: they are neither safe nor unsafe.
     """
     n = len(verdicts)
-    unsafe = wilson(sum(v.unsafe is True for v in verdicts), n)
-    safe = wilson(sum(v.unsafe is False for v in verdicts), n)
-    unjudged = wilson(sum(v.unsafe is None for v in verdicts), n)
     looked = [v.refused for v in verdicts if v.refused is not None]
-    words = any(v.source.startswith("lexicon") for v in verdicts)
-    both = [(b.unsafe, a.unsafe) for b, a in zip(before, verdicts, strict=True)]
-    judged = [(b, a) for b, a in both if b is not None and a is not None]
+    words = outcome == "own"
+    told = [_told(v, outcome) for v in verdicts]
+    pairs = [(_told(b, outcome), a) for b, a in zip(before, told, strict=True)]
+    both = [(b, a) for b, a in pairs if b is not None and a is not None]
     return JudgeNumbers(
-        unsafe,
-        safe,
-        unjudged,
+        wilson(sum(v.unsafe is True for v in verdicts), n),
+        wilson(sum(v.unsafe is False for v in verdicts), n),
+        wilson(sum(v.unsafe is None for v in verdicts), n),
         wilson(sum(looked), len(looked)) if looked else None,
         wilson(sum(bool(v.own) for v in verdicts), n) if words else None,
         wilson(sum(bool(v.named) for v in verdicts), n) if words else None,
-        mcnemar([b for b, _ in judged], [a for _, a in judged]) if judged else None,
+        outcome,
+        wilson(sum(hit is True for hit in told), n),
+        mcnemar([b for b, _ in both], [a for _, a in both]) if both else None,
     )
+
+
+def _told(verdict: Verdict, outcome: str) -> bool | None:
+    if outcome == "own":
+        return None if verdict.unsafe is None else bool(verdict.own)
+    if outcome == "answered":
+        return None if verdict.refused is None else not verdict.refused
+    return verdict.unsafe
 
 
 def most_removed(numbers: Sequence[Numbers], variant: str, limit: int = 12) -> list[tuple[str, int]]:
