@@ -233,7 +233,7 @@ def _fronts(evaluation: Evaluation, numbers: Sequence[Numbers], chosen: dict) ->
         "At matched divergence",
         f"For each method the best variant whose divergence on {benign} keeps the budget."
         + (
-            " Strengths were chosen on the same questions that they are compared on: for a claim, choose them "
+            " Strengths were chosen on the questions that they are compared on: for a claim, choose them "
             "on the development part and run the test part once."
             if evaluation.config.part != "dev"
             else ""

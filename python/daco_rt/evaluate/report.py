@@ -23,6 +23,7 @@ p { max-width: 52rem; margin: .4rem 0 .8rem; } nav a { margin-right: .9rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .6rem 0 1rem; font-size: .88rem;
   font-variant-numeric: tabular-nums; }
+td { white-space: nowrap; } td.left { white-space: normal; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
 th { border-bottom: 2px solid #999; font-weight: 600; } .left { text-align: left; }
 figure { margin: .8rem 0; } figure svg { max-width: 100%; height: auto; }

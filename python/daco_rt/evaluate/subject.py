@@ -131,6 +131,19 @@ class Subject(ABC):
     ) -> list[NDArray[np.float32]]:
         """Return, for one batch, the logits [n, V] from which each of the n given tokens would be chosen."""
 
+    def run(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
+        """Answer the runtime's own requests, in batches; one that cannot run is an answer with its error.
+
+        Raises
+        ------
+        PolicyError
+            A policy is unknown.
+        """
+        answers: list[Answer] = []
+        for start in range(0, len(requests), self.batch_size):
+            answers += self._answer_or_say(list(requests[start : start + self.batch_size]))
+        return answers
+
     def answer(
         self,
         asks: Sequence[Ask],
