@@ -1,4 +1,4 @@
-"""Judges that are models: guards as tiny random models of the real classes, an endpoint over a real server."""
+"""Judges that are models: guards as tiny models of the real classes, an endpoint over a real server."""
 
 from __future__ import annotations
 
@@ -115,13 +115,12 @@ def test_a_generative_guard_is_asked_in_its_template_and_nonsense_is_unjudged(tm
     assert [v.unsafe for v in verdicts] == [None] * 5
     assert verdicts[0].reason.startswith("no verdict")
     # Rows do not depend on the batch they stand in.
-    assert [GuardJudge(folder, batch_size=1, max_new_tokens=4).judge(SAMPLES, ANSWERS)[i].reason for i in (0, 1)] == [
-        verdicts[0].reason, verdicts[1].reason
-    ]  # fmt: skip
+    alone = GuardJudge(folder, batch_size=1, max_new_tokens=4).judge(SAMPLES, ANSWERS)
+    assert [v.reason for v in alone] == [v.reason for v in verdicts]
 
 
 def test_a_generative_guard_that_says_unsafe_is_heard(tmp_path, tokenizer):
-    """The head is set so that the guard writes one word, whatever it reads: the path from logits to verdict."""
+    # The head is set so that the guard writes one word, whatever it reads: the path from logits to verdict.
     import torch
     from transformers import LlamaForCausalLM
 

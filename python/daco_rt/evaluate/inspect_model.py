@@ -1,4 +1,4 @@
-"""A model provider of Inspect: ``daco/PATH``, a bundle in its runtime or a checkpoint in torch, under a policy.
+"""A model provider of Inspect: ``daco/PATH``, a bundle, or a checkpoint in torch, under a policy.
 
 Inspect asks one question at a time, from many tasks at once. Questions that wait are answered together, up to
 ``batch_size``: whoever gets hold of the model runs everyone's.
@@ -53,8 +53,8 @@ class _Pending:
 class DacoModel(ModelAPI):
     """Answers Inspect's questions.
 
-    ``inspect eval … --model daco/bundles/smol-internvl -M policy=default``: the model's name is a bundle, or with
-    ``-M family=internvl`` a checkpoint that runs in torch, steered by the pack of ``-M pack=…``.
+    ``inspect eval … --model daco/bundles/smol-internvl -M policy=default``: the model's name is a bundle, or
+    with ``-M family=internvl`` a checkpoint that runs in torch, steered by the pack of ``-M pack=…``.
 
     Parameters
     ----------
