@@ -108,6 +108,8 @@ class Evaluation:
             waiting = [cell for cell in self.cells if not self._file("verdicts", cell, name).is_file()]
             if not waiting:
                 continue
+            if row["kind"] == "endpoint":
+                options.setdefault("cache", self.output / "verdicts" / f"{name}.cache.jsonl")
             judge = make_judge(row["kind"], options)
             with progress(f"judging by {name}", total=len(waiting)) as advance:
                 for cell in waiting:

@@ -1,7 +1,7 @@
 """Which undesirable concepts an answer names: by words, with word boundaries, plurals and synonyms.
 
-A word counts if it belongs to an undesirable concept of the table and is not the customary name, or its
-plural, of a concept that is desirable or neutral: "shot" is a synonym of several things, "dagger" of one. Words
+A word counts if it belongs to an undesirable concept of the table and is not the customary name or its plural
+of a concept that is desirable or neutral: "shot" is a synonym of several things, "dagger" of one. Words
 are compared in lower case; compounds match with a space or a hyphen.
 
 This measures *naming*, not harm: "I will not tell you how a bomb is built" names a bomb.
