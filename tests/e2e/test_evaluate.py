@@ -157,9 +157,17 @@ def test_other_settings_do_not_mix(finished, tmp_path):
         Evaluation(config).answers(Cell("none", "none", None, "mm", 0))
 
 
+def test_verdicts_of_a_judge_with_other_options_are_refused(finished, tmp_path):
+    (tmp_path / "mm").symlink_to(finished.config.path.parent / "mm")
+    judges = {"refusal": {"count_rest_as_unsafe": True}, "lexicon": {}}
+    config = read_config(write_config(tmp_path, judges=judges), output=finished.output)
+    with pytest.raises(ArtifactError, match=r"refusal.*was made under other settings"):
+        Evaluation(config).run()
+
+
 def test_torch_and_bundle_give_the_same_answers(finished, tmp_path):
     (tmp_path / "mm").symlink_to(finished.config.path.parent / "mm")
-    methods = {name: CONFIG["methods"][name] for name in ("system", "pursuit", "control", "add")}
+    methods = {name: CONFIG["methods"][name] for name in ("system", "control")}
     config = read_config(write_config(tmp_path, engine="torch", methods=methods))
     torch_run = Evaluation(config)
     torch_run.run()

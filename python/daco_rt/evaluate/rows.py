@@ -96,6 +96,18 @@ class RowFile:
         self.rows = found
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a complete file, without its header and whatever it says.
+
+    Example
+    -------
+    >>> read_rows(Path("answers.jsonl"))                                             # doctest: +SKIP
+    [{'id': '1', 'text': 'Hello'}]
+    """
+    # Not splitlines: texts may hold other separators, which JSON leaves as they are.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[1:] if line]
+
+
 def _line(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 

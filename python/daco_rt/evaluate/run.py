@@ -25,7 +25,7 @@ from daco_rt.evaluate.benchmarks import load_benchmark
 from daco_rt.evaluate.config import EvaluationConfig
 from daco_rt.evaluate.judges import Verdict, make_judge
 from daco_rt.evaluate.methods import Built, Codes, Method, build_method
-from daco_rt.evaluate.rows import RowFile
+from daco_rt.evaluate.rows import RowFile, read_rows
 from daco_rt.evaluate.samples import Benchmark, Sample
 from daco_rt.evaluate.subject import Answer, Ask, BundleSubject, Subject
 from daco_rt.progress import progress
@@ -105,7 +105,9 @@ class Evaluation:
         """Let every judge speak about every answer that it has not seen."""
         for name, row in self.config.judges.items():
             options = {key: value for key, value in row.items() if key != "kind"}
-            waiting = [cell for cell in self.cells if not self._file("verdicts", cell, name).is_file()]
+            # Opened all, so that verdicts of a judge with other options are refused before anything is asked.
+            files = {c: RowFile(self._file("verdicts", c, name), {"judge": dict(row)}) for c in self.cells}
+            waiting = [cell for cell, rows in files.items() if not rows.complete]
             if not waiting:
                 continue
             if row["kind"] == "endpoint":
@@ -113,7 +115,7 @@ class Evaluation:
             judge = make_judge(row["kind"], options)
             with progress(f"judging by {name}", total=len(waiting)) as advance:
                 for cell in waiting:
-                    rows = RowFile(self._file("verdicts", cell, name), {"judge": judge.source})
+                    rows = files[cell]
                     samples = [s for s in self.benchmarks[cell.benchmark].samples if s.id not in rows.rows]
                     answers = self.answers(cell)
                     verdicts = judge.judge(samples, [answers[s.id].text for s in samples])
@@ -136,9 +138,7 @@ class Evaluation:
 
     def verdicts(self, cell: Cell, judge: str) -> dict[str, Verdict]:
         """Return a judge's verdicts about a cell by the sample's id."""
-        path = self._file("verdicts", cell, judge)
-        lines = path.read_text(encoding="utf-8").splitlines()[1:]
-        rows = [json.loads(line) for line in lines]
+        rows = read_rows(self._file("verdicts", cell, judge))
         return {row.pop("id"): Verdict.from_json(row) for row in rows}
 
     def divergences(self, cell: Cell) -> dict[str, list[float]] | None:
@@ -146,15 +146,14 @@ class Evaluation:
         path = self._file("divergence", cell)
         if cell.benchmark not in self.config.divergence or not path.is_file():
             return None
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-        return {row["id"]: row["nats"] for row in rows}
+        return {row["id"]: row["nats"] for row in read_rows(path)}
 
     def neutral_nats(self, variant: str) -> list[list[float]] | None:
         """Return −ln p by token of each neutral passage under a variant; None if it was not measured."""
         path = self._perplexity_file(variant)
         if not path.is_file():
             return None
-        return [json.loads(line)["nats"] for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+        return [row["nats"] for row in read_rows(path)]
 
     # ---- one method
 
