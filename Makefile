@@ -18,7 +18,7 @@ PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
 export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup export test test-saelens test-tensorrt test-ray lint format bench bench-peers clean
+.PHONY: help setup export test test-saelens test-inspect test-tensorrt test-ray lint format bench bench-peers clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -66,6 +66,19 @@ $(STAMPS)/saelens: constraints.txt scripts/pip_retry.py
 	.venv-saelens/bin/python scripts/pip_retry.py install -q torch==2.13.0 sae-lens==6.54.12
 	@touch $@
 
+# Inspect holds two packages at other versions than ours, so it lies in front of our environment, not in it.
+INSPECT_SITE = import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))
+
+test-inspect: $(STAMPS)/install $(STAMPS)/inspect ## tasks, scorers and the model provider in the real Inspect
+	.venv-inspect/bin/python -m pytest $(PYTEST_ARGS) tests/e2e/test_inspect.py
+
+$(STAMPS)/inspect: constraints.txt scripts/pip_retry.py
+	test -x .venv-inspect/bin/python || $(PYTHON) -m venv .venv-inspect
+	.venv-inspect/bin/python scripts/pip_retry.py install -q inspect-ai==0.3.285 numpy==2.4.6
+	$(BIN)/python -c '$(INSPECT_SITE)' > "$$(.venv-inspect/bin/python -c \
+	  'import sysconfig; print(sysconfig.get_path("purelib"))')/daco_rt_base.pth"
+	@touch $@
+
 # NVIDIA's lean runtime and TensorRT-RTX (140 MB), for tests alone: they run without a GPU.
 TENSORRT_WHEELS := tensorrt-lean-cu13-bindings==11.4.0.106 tensorrt-lean-cu13-libs==11.4.0.106 \
                    tensorrt-rtx-cu13-bindings==1.7.1.116 tensorrt-rtx-cu13-libs==1.7.1.116
@@ -111,4 +124,4 @@ $(STAMPS)/peers: benchmarks/peers/requirements.txt constraints.txt scripts/pip_r
 	@touch $@
 
 clean: ## remove what was built (models and bundles stay)
-	rm -rf build $(VENV) .venv-saelens .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build $(VENV) .venv-saelens .venv-inspect .pytest_cache .mypy_cache .ruff_cache

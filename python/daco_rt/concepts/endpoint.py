@@ -8,30 +8,21 @@ it stopped and a repeated one asks nothing. Standard library only; the key is re
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import random
 import re
-import threading
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib import error as url_error
-from urllib import request as url_request
-from urllib.parse import urlsplit
 
+from daco_rt.concepts.chat import KEY_VARIABLES, ChatClient, LineCache, json_objects
 from daco_rt.concepts.everyday import LABELS
 from daco_rt.concepts.labels import Label
 from daco_rt.concepts.table import WordConcept
-from daco_rt.errors import ArtifactError, DacoError
+from daco_rt.errors import ArtifactError
 from daco_rt.progress import progress as show
 
-KEY_VARIABLES = ("DACO_RT_API_KEY", "OPENAI_API_KEY")
+__all__ = ["KEY_VARIABLES", "PROMPT", "EndpointLabeller", "parse_answer", "prompt_for"]
+
 PROMPT = """\
 You label concepts for a safety tool that removes harmful content from the answers of a vision-language model.
 Each line is a concept: a number, a word, what it is a kind of, and its definition.
@@ -50,12 +41,6 @@ Answer with a JSON array only, one object for each concept, in the same order:
 """
 """The exact text that goes before the concepts' lines, as one user message."""
 PROMPT_VERSION = 1
-MAX_ANSWER = 16 << 20
-_AGAIN = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
-
-
-class _Stopped(Exception):
-    """Another worker failed, or the user interrupted."""
 
 
 @dataclass
@@ -103,22 +88,25 @@ class EndpointLabeller:
     pause: float = 1.0
     unanswered: list[str] = field(default_factory=list, init=False)
     """Keys of the concepts for which no attempt gave a usable answer, after ``label_all``."""
-    asked: int = field(default=0, init=False)
-    """Requests sent."""
 
     def __post_init__(self) -> None:
-        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).netloc:
-            raise ArtifactError(f"endpoint {self.url!r} is no http address; write http://host:port/v1")
-        if not self.model:
-            raise ArtifactError("the endpoint needs the name of a model; pass --endpoint-model")
-        for name in ("batch", "workers", "tries"):
+        self._client = ChatClient(
+            self.url,
+            self.model,
+            timeout=self.timeout,
+            tries=self.tries,
+            pause=self.pause,
+            kept=f"what it labelled is kept in {self.cache}: run the same command again to go on",
+        )
+        for name in ("batch", "workers"):
             if getattr(self, name) < 1:
                 raise ArtifactError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if not self.timeout > 0:
-            raise ArtifactError(f"timeout must be above 0 seconds, got {self.timeout}")
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._known = _read_cache(Path(self.cache))
+        self._cache = LineCache(Path(self.cache), _entry, "label")
+
+    @property
+    def asked(self) -> int:
+        """Requests sent."""
+        return self._client.asked
 
     def label_all(self, concepts: Sequence[WordConcept]) -> dict[str, Label]:
         """Return concept key → label for every concept that the model labelled, now or in the cache.
@@ -128,119 +116,42 @@ class EndpointLabeller:
         DacoError
             If the endpoint cannot be reached or refuses; what was labelled so far is in the cache.
         """
-        self._stop.clear()
         self.unanswered = []
-        waiting = [concept for concept in concepts if self._key(concept) not in self._known]
+        waiting = [concept for concept in concepts if self._key(concept) not in self._cache.known]
         batches = [waiting[i : i + self.batch] for i in range(0, len(waiting), self.batch)]
         if batches:
-            Path(self.cache).parent.mkdir(parents=True, exist_ok=True)
-            with (
-                open(self.cache, "a", encoding="utf-8") as file,
-                show(f"labelling by {self.model}", total=len(waiting)) as advance,
-                ThreadPoolExecutor(self.workers) as pool,
-            ):
-                jobs = [pool.submit(self._work, part, file, advance) for part in batches]
-                try:
-                    wait(jobs)
-                except BaseException:
-                    self._stop.set()
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
-            failures = [failure for job in jobs if (failure := job.result()) is not None]
-            if failures:
-                raise failures[0]
+            with show(f"labelling by {self.model}", total=len(waiting)) as advance:
+                self._client.run_all(
+                    batches, lambda part: self._label_batch(part, advance), workers=self.workers
+                )
         source = f"endpoint {self.model}"
         return {
             concept.key: Label(row["label"], row["group"], source, row["reason"])
             for concept in concepts
-            if (row := self._known.get(self._key(concept))) is not None
+            if (row := self._cache.known.get(self._key(concept))) is not None
         }
 
-    def _work(self, concepts: Sequence[WordConcept], file: Any, advance: Any) -> BaseException | None:
-        """Label one batch; the first failure ends the others, also those that wait for another attempt."""
-        if self._stop.is_set():
-            return None
-        try:
-            self._label_batch(concepts, file, advance)
-        except _Stopped:
-            return None
-        except Exception as error:
-            self._stop.set()
-            return error
-        return None
-
-    def _label_batch(self, concepts: Sequence[WordConcept], file: Any, advance: Any) -> None:
-        rows = parse_answer(self._ask(concepts), len(concepts))
-        with self._lock:
-            for number, row in rows.items():
-                key = self._key(concepts[number])
-                if key not in self._known:
-                    self._known[key] = row
-                    entry = {"key": key, "concept": concepts[number].key, **row}
-                    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            file.flush()
+    def _label_batch(self, concepts: Sequence[WordConcept], advance: Any) -> None:
+        answer = self._client.ask(prompt_for(concepts), max_tokens=60 * len(concepts) + 100)
+        rows = parse_answer(answer, len(concepts))
+        keys = {self._key(concepts[number]): number for number in rows}
+        self._cache.add(
+            {key: rows[number] for key, number in keys.items()},
+            concept={key: concepts[number].key for key, number in keys.items()},
+        )
+        with self._client.lock:
             advance(len(rows))
         left = [concept for number, concept in enumerate(concepts) if number not in rows]
         if not left:
             return
         if len(concepts) == 1:
-            with self._lock:
+            with self._client.lock:
                 self.unanswered.append(left[0].key)
                 advance(1)
             return
         half = max(1, (len(left) + 1) // 2) if len(left) == len(concepts) else len(left)
         for start in range(0, len(left), half):
-            self._label_batch(left[start : start + half], file, advance)
-
-    def _ask(self, concepts: Sequence[WordConcept]) -> str:
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt_for(concepts)}],
-            "temperature": 0,
-            "max_tokens": 60 * len(concepts) + 100,
-        }
-        headers = {"Content-Type": "application/json"}
-        key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        base = self.url.rstrip("/")
-        address = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
-        request = url_request.Request(address, json.dumps(body).encode(), headers)
-        trouble, after = "", None
-        for attempt in range(self.tries):
-            if attempt:
-                self._stop.wait(self._pause(attempt, after))
-            if self._stop.is_set():
-                raise _Stopped
-            with self._lock:
-                self.asked += 1
-            try:
-                with url_request.urlopen(request, timeout=self.timeout) as response:
-                    return _content(response.read(MAX_ANSWER))
-            except url_error.HTTPError as error:
-                said = error.read(300).decode(errors="replace").strip()
-                if error.code not in _AGAIN:
-                    raise DacoError(
-                        f"endpoint {address} refused with status {error.code}: {' '.join(said.split())}; "
-                        f"check the address, the model's name and {KEY_VARIABLES[0]}"
-                    ) from error
-                trouble = f"status {error.code}"
-                after = error.headers.get("Retry-After")
-            except (OSError, HTTPException) as error:
-                late = isinstance(getattr(error, "reason", error), TimeoutError)
-                trouble = f"no answer within {self.timeout:g} s" if late else str(error)
-                after = None
-        raise DacoError(
-            f"endpoint {address} did not answer in {self.tries} tries ({trouble}); what it labelled is kept "
-            f"in {self.cache}: run the same command again to go on"
-        )
-
-    def _pause(self, attempt: int, after: str | None) -> float:
-        asked = _seconds(after)
-        if asked is not None:
-            return min(asked, 300.0)
-        # Spread out, so that workers that failed together do not return together.
-        return min(self.pause * 2 ** (attempt - 1), 60.0) * (0.75 + 0.5 * random.random())
+            self._label_batch(left[start : start + half], advance)
 
     def _key(self, concept: WordConcept) -> str:
         parts = (str(PROMPT_VERSION), self.model, _line(0, concept))
@@ -282,18 +193,10 @@ def parse_answer(text: str, count: int) -> dict[int, dict[str, str]]:
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
-    # Read object by object, for an answer that was cut off is right up to there.
-    decoder, found = json.JSONDecoder(), []
-    at = text.find("{")
-    while at >= 0:
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            end = at + 1
-        else:
-            nested = value.get("labels") or value.get("concepts") or value.get("answer")
-            found += [v for v in nested if isinstance(v, dict)] if isinstance(nested, list) else [value]
-        at = text.find("{", end)
+    found: list[dict[str, Any]] = []
+    for value in json_objects(text):
+        nested = value.get("labels") or value.get("concepts") or value.get("answer")
+        found += [v for v in nested if isinstance(v, dict)] if isinstance(nested, list) else [value]
     return found
 
 
@@ -309,55 +212,8 @@ def _line(number: int, concept: WordConcept) -> str:
     return f"{number}. {concept.name}{kind}: {concept.gloss}"
 
 
-def _content(data: bytes) -> str:
-    """The text of a chat completion; anything else is a nonsense answer, which is an empty one."""
-    try:
-        content = json.loads(data)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return ""
-    return content if isinstance(content, str) else ""
-
-
-def _seconds(after: str | None) -> float | None:
-    """A Retry-After header: seconds or a date."""
-    if not after:
-        return None
-    try:
-        return max(0.0, float(after))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
-
-
-def _read_cache(path: Path) -> dict[str, Mapping[str, str]]:
-    if not path.exists():
-        return {}
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read as a cache of labels: {error}") from error
-    known: dict[str, Mapping[str, str]] = {}
-    lines = data.split(b"\n")
-    # A run that was killed while it wrote leaves a last line without its end; the next must not join it.
-    if lines[-1]:
-        _cut(path, len(data) - len(lines[-1]))
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            row = json.loads(line)
-            entry = {name: row[name] for name in ("label", "group", "reason")}
-            if row["label"] not in LABELS or not all(isinstance(value, str) for value in entry.values()):
-                raise ValueError("not a label")
-            known[row["key"]] = entry
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(
-                f"{path}, line {number}: no cached label ({error}); remove the line or name another cache"
-            ) from error
-    return known
-
-
-def _cut(path: Path, size: int) -> None:
-    with open(path, "rb+") as file:
-        file.truncate(size)
+def _entry(row: dict[str, Any]) -> Mapping[str, str]:
+    entry = {name: row[name] for name in ("label", "group", "reason")}
+    if row["label"] not in LABELS or not all(isinstance(value, str) for value in entry.values()):
+        raise ValueError("not a label")
+    return entry

@@ -1,0 +1,61 @@
+"""What every judge says about an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from daco_rt.evaluate.samples import Sample
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One judge's opinion about one answer.
+
+    Attributes
+    ----------
+    unsafe : bool or None
+        Whether the answer is harmful by this judge's measure. None is unjudged, and never counts as safe.
+    refused : bool or None
+        Whether the answer declines; None if this judge does not look.
+    reason : str
+        What decided, in a few words.
+    source : str
+        Which judge, with what would change its opinion (model, list, prompt version).
+    own, named : tuple of str
+        Concepts that the prompt names and the answer repeats, and all listed concepts that the answer names;
+        of judges that look for words.
+    """
+
+    unsafe: bool | None
+    refused: bool | None
+    reason: str
+    source: str
+    own: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict ready for ``json.dumps``; empty lists are left out."""
+        return {key: value for key, value in asdict(self).items() if value != ()}
+
+    @staticmethod
+    def from_json(row: dict[str, Any]) -> Verdict:
+        """Read what `to_json` gave."""
+        row = dict(row)
+        for key in ("own", "named"):
+            row[key] = tuple(row.get(key, ()))
+        return Verdict(**row)
+
+
+class Judge(Protocol):
+    """What every judge does."""
+
+    @property
+    def source(self) -> str:
+        """Which judge this is, for files and tables."""
+        ...
+
+    def judge(self, samples: Sequence[Sample], answers: Sequence[str]) -> list[Verdict]:
+        """Return one verdict for each pair of sample and answer, in their order."""
+        ...

@@ -1,0 +1,259 @@
+"""A Hugging Face checkpoint in torch as subject, steered by hooks.
+
+The loop is ours and not ``generate``: tokens are chosen by the runtime's own sampler, so that a seed gives
+the same draws here and in a bundle, and every pass is reported token by token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from daco_rt.artifacts import Pack, load_pack
+from daco_rt.errors import CheckpointError, DacoError, PolicyError
+from daco_rt.evaluate.subject import Answer, Ask, Subject, told_by
+from daco_rt.models import resolve_checkpoint
+from daco_rt.runtime.policies import Chosen, choose_policy
+from daco_rt.runtime.positions import token_slots
+from daco_rt.runtime.processor import Prepared, Processor
+from daco_rt.runtime.request import GenerateRequest
+from daco_rt.runtime.sampling import Sampling, choose
+from daco_rt.runtime.telemetry import AnswerTelemetry, BlockRows, ConceptBook
+from daco_rt.steering import steer
+
+
+class TorchSubject(Subject):
+    """A checkpoint under the policies of a pack.
+
+    Parameters
+    ----------
+    family, checkpoint : as for an export: a folder, hub id or built-in name.
+    pack : a pack or its folder; without one only "off" can be asked for.
+    batch_size : most requests run together.
+    device, dtype : where and in what the model runs.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint cannot be loaded by transformers.
+
+    Example
+    -------
+    >>> subject = TorchSubject("internvl", "pocket-internvl", pack="packs/mine")    # doctest: +SKIP
+    >>> subject.answer([Ask("What is a dagger?")], policy="default")[0].rows        # doctest: +SKIP
+    71
+    """
+
+    def __init__(
+        self,
+        family: str,
+        checkpoint: str | Path | None = None,
+        *,
+        pack: str | Path | Pack | None = None,
+        batch_size: int = 8,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
+        from transformers import AutoModelForImageTextToText
+
+        if batch_size < 1:
+            raise DacoError(f"batch_size must be 1 or greater, got {batch_size}")
+        found = resolve_checkpoint(family, checkpoint)
+        try:
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                found.path, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{found.path} cannot be loaded by transformers: {reason}") from error
+        self.model: Any = model.to(device).eval()
+        self.processor = Processor(found.path)
+        self.batch_size, self.device = batch_size, device
+        self.use(pack)
+
+    def use(self, pack: str | Path | Pack | None) -> None:
+        """Take another pack from now on; the model stays loaded."""
+        self.pack = load_pack(pack) if isinstance(pack, str | Path) else pack
+        self._book = None if self.pack is None else ConceptBook(self.pack)
+
+    def observe(
+        self, asks: Sequence[Ask], *, max_new_tokens: int
+    ) -> dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        found: dict[int, list[BlockRows]] = {}
+        for start in range(0, len(asks), self.batch_size):
+            batch = [
+                ask.request("observe", max_new_tokens, Sampling(), 0)
+                for ask in asks[start : start + self.batch_size]
+            ]
+            for row in self._run(batch):
+                assert row.telemetry is not None  # "observe" always reports
+                for block in row.telemetry.blocks:
+                    found.setdefault(block, []).append(row.telemetry.rows(block))
+        joined = {block: BlockRows.join(parts) for block, parts in found.items()}
+        codes = {}
+        for block, rows in joined.items():
+            if rows.support_index is None or rows.support_value is None:
+                raise DacoError(
+                    f"pack {self.pack and self.pack.path} reports no concepts; compile it with k_out"
+                )
+            codes[block] = (rows.support_index, rows.support_value)
+        return codes
+
+    def _answer(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
+        return [
+            Answer(
+                self.processor.decode(row.tokens),
+                row.tokens,
+                row.reason,
+                row.prompt.length,
+                row.policy.name,
+                **told_by(row.telemetry),
+            )
+            for row in self._run(requests)
+        ]
+
+    def _logits(
+        self, requests: Sequence[GenerateRequest], token_ids: Sequence[Sequence[int]]
+    ) -> list[NDArray[np.float32]]:
+        return [np.stack(row.logits) for row in self._run(requests, forced=token_ids)]
+
+    def _run(
+        self, requests: Sequence[GenerateRequest], forced: Sequence[Sequence[int]] | None = None
+    ) -> list[_Row]:
+        """Generate, or with ``forced`` tokens collect the logits from which each would be chosen."""
+        rows = [
+            _Row(self, request, None if forced is None else list(forced[i]))
+            for i, request in enumerate(requests)
+        ]
+        width = max(row.prompt.length for row in rows)
+        ids = np.zeros((len(rows), width), np.int64)
+        real = np.zeros((len(rows), width), np.int64)
+        for i, row in enumerate(rows):
+            ids[i, width - row.prompt.length :] = row.prompt.input_ids
+            real[i, width - row.prompt.length :] = 1
+        pixels = [row.prompt.pixel_values for row in rows if row.prompt.pixel_values is not None]
+        extra: dict[str, Any] = {}
+        if pixels:
+            stacked = torch.from_numpy(np.concatenate(pixels)).to(self.device, self.model.dtype)
+            extra["pixel_values"] = stacked
+        cache = None
+        with torch.no_grad(), self._steered([row.policy for row in rows]) as steering:
+            while True:
+                positions = np.maximum(real.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
+                out = self.model(
+                    input_ids=torch.from_numpy(ids).to(self.device),
+                    attention_mask=torch.from_numpy(real).to(self.device),
+                    position_ids=torch.from_numpy(positions).to(self.device),
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                    **extra,
+                )
+                cache, extra = out.past_key_values, {}
+                logits = out.logits[:, -1].float().cpu().numpy()
+                passed = _reports(steering)
+                for i, row in enumerate(rows):
+                    if not row.finished:
+                        row.note({b: r.pick(i) for b, r in passed.items()}, ids[i], real[i])
+                        row.take(logits[i])
+                if all(row.finished for row in rows):
+                    return rows
+                ids = np.array([[row.tokens[-1] if not row.finished else 0] for row in rows], np.int64)
+                real = np.concatenate([real, np.ones((len(rows), 1), np.int64)], axis=1)
+
+    @contextlib.contextmanager
+    def _steered(self, policies: Sequence[Chosen]) -> Iterator[Any]:
+        if self.pack is None or all(policy.slot == 0 for policy in policies):
+            yield None
+            return
+        with steer(self.model, self.pack, [policy.name for policy in policies], telemetry=True) as steering:
+            yield steering
+
+
+class _Row:
+    """One request on its way."""
+
+    def __init__(self, subject: TorchSubject, request: GenerateRequest, forced: list[int] | None) -> None:
+        self.policy = choose_policy(subject.pack, request.policy)
+        if self.policy.condition:
+            raise PolicyError(
+                f"policy '{self.policy.name}' has a condition, which only the runtime of exported bundles "
+                "gives; evaluate with engine: bundle"
+            )
+        self.prompt: Prepared = subject.processor.prepare(
+            request.prompt, request.images, max_tiles=request.max_tiles, raw=request.raw
+        )
+        self.tokens: list[int] = []
+        self.logits: list[NDArray[np.float32]] = []
+        self.reason = ""
+        self.telemetry: AnswerTelemetry | None = None
+        if self.policy.slot != 0 and subject._book is not None:
+            self.telemetry = AnswerTelemetry(
+                self.policy.name, self.policy.slot, self.prompt.length, subject._book
+            )
+        self._request, self._forced = request, forced
+        self._rng = np.random.default_rng(request.seed)
+        self._eos = subject.processor.eos_token_ids
+        self.finished = forced is not None and not forced
+
+    def take(self, logits: NDArray[np.float32]) -> None:
+        """Choose the next token, or take the given one."""
+        if self._forced is not None:
+            self.logits.append(logits)
+            self.tokens.append(self._forced[len(self.tokens)])
+            self.finished = len(self.tokens) == len(self._forced)
+            return
+        sampling = self._request.sampling
+        seen = [*self.prompt.input_ids.tolist(), *self.tokens] if sampling.needs_history else []
+        token = choose(logits, sampling, self._rng, seen)
+        self.tokens.append(token)
+        if token in self._eos:
+            self.reason = "eos"
+        elif len(self.tokens) >= self._request.max_new_tokens:
+            self.reason = "length"
+        self.finished = bool(self.reason)
+
+    def note(self, reported: dict[int, BlockRows], ids: NDArray[np.int64], real: NDArray[np.int64]) -> None:
+        """Keep what the blocks reported for this row's covered tokens of one pass."""
+        if self.telemetry is None or not reported:
+            return
+        past = self.prompt.length + len(self.tokens) - 1 if self.tokens else 0
+        here = real[-len(ids) :].astype(bool)
+        image = np.zeros(len(ids), bool)
+        if not self.tokens:
+            image[len(ids) - self.prompt.length :] = self.prompt.image_mask
+        slots = token_slots(
+            [self.policy.slot],
+            [self.policy.positions],
+            here[None],
+            image_mask=image[None],
+            prompt_lengths=[self.prompt.length],
+            past_lengths=[past],
+        )[0]
+        covered = np.flatnonzero(slots)
+        if covered.size:
+            first = past - (len(ids) - int(here.sum()))
+            self.telemetry.record(covered, first, ids, reported)
+
+
+def _reports(steering: Any) -> dict[int, BlockRows]:
+    """What the last pass reported, and forget it."""
+    if steering is None:
+        return {}
+    found = {}
+    for block, passes in steering.records.items():
+        if passes:
+            last = passes[-1]
+            index, value = last.support_index.cpu().numpy(), last.support_value.cpu().numpy()
+            there = index.shape[-1] > 0
+            found[block] = BlockRows(
+                last.doses.cpu().numpy(), index if there else None, value if there else None
+            )
+        passes.clear()
+    return found

@@ -1,0 +1,107 @@
+"""Tasks, scorers and the provider in Inspect itself.
+
+``make test-inspect`` runs this in an environment of its own, for Inspect holds other versions of two packages
+than ours; elsewhere it is skipped.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from daco_rt.evaluate.benchmarks import load_benchmark
+from daco_rt.evaluate.layouts import write_mm_safetybench, write_strongreject
+from daco_rt.runtime import GenerateRequest, Generator
+
+inspect_ai = pytest.importorskip("inspect_ai")
+
+from daco_rt.evaluate import inspect_plugin  # noqa: E402  (registers itself)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(task, model: str, tmp_path: Path, **arguments):
+    (log,) = inspect_ai.eval(
+        task,
+        model=model,
+        model_args={"batch_size": 3} | arguments,
+        log_dir=str(tmp_path / "logs"),
+        display="none",
+    )
+    return log
+
+
+@pytest.fixture(scope="module")
+def mm(tmp_path_factory) -> Path:
+    return write_mm_safetybench(tmp_path_factory.mktemp("data") / "mm")
+
+
+def test_answers_are_those_of_the_runtime_and_the_log_says_which_data(pocket_bundle, mm, tmp_path):
+    task = inspect_plugin.mm_safetybench(str(mm), methods="SD_TYPO,Text_only", questions=7, max_tokens=4)
+    log = run(task, f"daco/{pocket_bundle}", tmp_path, policy="default", threads=1)
+    assert log.status == "success" and len(log.samples) == 7
+    told = log.eval.metadata["dataset"]
+    assert told["name"] == "mm_safetybench" and len(told["sha256"]) == 64 and told["licence"]
+    read = load_benchmark("mm_safetybench", mm, methods=["SD_TYPO", "Text_only"])
+    samples = {s.id: s for s in read.samples}
+    generator = Generator(pocket_bundle, threads=1)
+    for logged in log.samples:
+        sample = samples[logged.id]
+        images = () if sample.image is None else (sample.image,)
+        (expected,) = generator.generate(
+            [GenerateRequest(sample.prompt, images=images, policy="default", max_new_tokens=4)]
+        )
+        assert logged.output.completion == expected.text
+        steering = logged.output.metadata["steering"]
+        assert steering["policy"] == "default" and steering["rows"] == len(expected.telemetry.positions)
+        assert logged.output.usage.output_tokens == len(expected.token_ids)
+        for judge in ("refusal", "lexicon"):
+            value = logged.scores[judge].value
+            assert value["unsafe"] + value["safe"] + value["unjudged"] == 1
+    assert {image is not None for image in (samples[s.id].image for s in log.samples)} == {True, False}
+
+
+def test_a_checkpoint_in_torch_answers_as_the_bundle_does(pocket_bundle, tmp_path):
+    file = write_strongreject(tmp_path / "strongreject_dataset.csv")
+    in_torch = {"family": "internvl", "pack": str(pocket_bundle / "pack")}
+    logs = [
+        run(inspect_plugin.strongreject(str(file), questions=4, max_tokens=4), model, tmp_path, **arguments)
+        for model, arguments in (
+            (f"daco/{pocket_bundle}", {"policy": "default"}),
+            ("daco/pocket-internvl", {"policy": "default", **in_torch}),
+        )
+    ]
+    answers = [{s.id: s.output.completion for s in log.samples} for log in logs]
+    assert answers[0] == answers[1] and len(answers[0]) == 4
+
+
+def test_harmless_questions_without_steering(pocket_bundle, tmp_path):
+    task = inspect_plugin.benign(questions=3, max_tokens=2, judges="refusal", part="dev")
+    log = run(task, f"daco/{pocket_bundle}", tmp_path, policy="off")
+    assert all(s.output.metadata["steering"]["rows"] == 0 for s in log.samples)
+    assert {s.name for s in log.results.scores} == {"unsafe", "safe", "unjudged", "refused"}
+
+
+def test_wrong_names_are_refused_before_anything_runs(pocket_bundle):
+    from inspect_ai.model import get_model
+
+    from daco_rt.errors import DacoError
+
+    with pytest.raises(DacoError, match="judge 'lexikon' is unknown; did you mean 'lexicon'"):
+        inspect_plugin.benign(judges="lexikon")
+    with pytest.raises(DacoError, match="argument 'limit' is unknown"):
+        inspect_plugin.benign(limit=3)
+    with pytest.raises(Exception, match="policy 'defalt'"):
+        get_model(f"daco/{pocket_bundle}", policy="defalt")
+    with pytest.raises(Exception, match="'polcy' is unknown"):
+        get_model(f"daco/{pocket_bundle}", polcy="default")
+
+
+def test_the_declared_entry_point_is_the_plug_in():
+    tomllib = pytest.importorskip("tomllib")
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["inspect_ai"]
+    module = importlib.import_module(declared["daco_rt"])
+    names = {"mm_safetybench", "jailbreakv", "strongreject", "harmbench", "benign", "daco"}
+    assert names <= set(vars(module))
