@@ -133,10 +133,15 @@ class ShardReader:
             if stimulus.tokens.image is not None:
                 picture[row, :count] = torch.from_numpy(stimulus.tokens.image[stimulus.positions])
         home = streams[self.blocks[0]].device
+        # A model may be spread over devices. A copy that blocked would wait for the whole forward pass.
+        there_on = {
+            device: [t.to(device, non_blocking=True) for t in (index, valid, picture)]
+            for device in {stream.device for stream in streams.values()}
+        }
         parts = []
         for block in self.blocks:
             stream = streams[block]
-            place, there, image = (t.to(stream.device) for t in (index, valid, picture))
+            place, there, image = there_on[stream.device]
             member = torch.arange(len(stimuli), device=stream.device)[:, None]
             found = stream[member, place].float()
             bad = there & ~torch.isfinite(found).all(dim=-1)

@@ -120,7 +120,7 @@ def read_batches(
             padded = torch.zeros((len(batch), longest), dtype=torch.long)
             for row, i in enumerate(batch):
                 padded[row, : len(ids[i])] = torch.tensor(ids[i])
-            inputs = {"input_ids": padded.to(weight.device)}
+            inputs = {"input_ids": padded.to(weight.device, non_blocking=True)}
             further = _joined([extras[i] for i in batch], weight) if extras is not None else {}
             with torch.inference_mode(), contextlib.suppress(_Enough):
                 (model if further else text)(**inputs, **further, use_cache=False)
