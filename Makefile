@@ -18,7 +18,7 @@ PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
 export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup export test test-saelens test-tensorrt lint format bench bench-peers clean
+.PHONY: help setup export test test-saelens test-tensorrt test-ray lint format bench bench-peers clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -74,6 +74,15 @@ test-tensorrt: $(STAMPS)/install ## the plugin in NVIDIA's lean runtime, exporte
 	$(BIN)/python scripts/pip_retry.py install -q --no-deps --upgrade --target build/deps/tensorrt-wheels \
 	  $(TENSORRT_WHEELS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/native/test_tensorrt_plugin.py tests/e2e/test_tensorrt_rtx.py
+
+# Ray and its thirty packages (600 MB) stay out of our own environment.
+test-ray: $(STAMPS)/install $(STAMPS)/ray ## the harvest on two workers of a local Ray
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/unit/test_dictionary_ray.py
+
+$(STAMPS)/ray: constraints.txt scripts/pip_retry.py
+	$(BIN)/python scripts/pip_retry.py install -q -c constraints.txt --upgrade --target build/ray-wheels \
+	  'ray[data]==2.60.0'
+	@touch $@
 
 lint: $(STAMPS)/install ## ruff, mypy, import-linter, clang-format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

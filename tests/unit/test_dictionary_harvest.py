@@ -112,20 +112,20 @@ def test_unusable_items_are_listed(folder: Path, tmp_path: Path):
 def test_stopping_anywhere_changes_nothing(folder: Path, tmp_path: Path, monkeypatch: Any):
     whole = tree(harvest(folder, tmp_path / "whole").path)
     assert len(whole) == 3 + 2 * 3
-    write = module.fill_shard
+    make = module.ShardWorker.make
 
     for stop in range(3):
         calls = 0
 
-        def dying(*arguments: Any, stop: int = stop) -> None:
+        def dying(*arguments: Any, stop: int = stop) -> int:
             nonlocal calls
             if calls == stop:
                 raise KeyboardInterrupt
             calls += 1
-            write(*arguments)
+            return make(*arguments)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(module, "fill_shard", dying)
+            patch.setattr(module.ShardWorker, "make", dying)
             harvest(folder, tmp_path / f"cut{stop}")
         cut = open_means(tmp_path / f"cut{stop}", complete=False)
         assert cut.missing == list(range(stop, 3))
@@ -214,6 +214,10 @@ def test_activations_are_kept_in_the_same_pass(folder: Path, tmp_path: Path):
             mine = text == place
             assert token[mine].tolist() == list(range(1, len(expected) + 1))
             assert np.abs(rows[mine] - expected).max() <= 2**-8 * np.abs(expected).max()
+    # Beginning anew would leave a store of the old harvest.
+    with pytest.raises(ArtifactError, match="does not replace an activation store"):
+        harvest(folder, tmp_path / "m", activations=tmp_path / "s", norm_limit=2.0, overwrite=True)
+    assert tree(means.path) == tree(alone.path)
     # Means that are there do not keep a store from being filled.
     for file in (tmp_path / "s" / "commits").iterdir():
         file.unlink()
@@ -277,7 +281,11 @@ def test_items_come_back_ordered(tmp_path: Path):
     given = [*items(), HarvestItem(0, 1, "ünï", 0, 1, Path("a b.jpg"), "π")]
     table = ItemTable(given, len(WORDS))
     assert list(table) == sorted(given, key=lambda item: (item.concept, -item.sign))
-    assert table.select(range(1))[-2] == given[-1] and table.pictures and table.signs == (1, -1)
+    assert (
+        table.select(range(1))[-2] == given[-1]
+        and table.sample_pictures(9) == [given[-1]]
+        and table.signs == (1, -1)
+    )
     assert [item for i in range(0, 8, 2) for item in table.select(range(i, i + 2))] == list(table)
     assert table.sha256() == ItemTable(reversed(list(reversed(given))), len(WORDS)).sha256()
     hashes = {table.sha256()}

@@ -73,6 +73,7 @@ def test_arrows_between_packages_point_down():
         ("daco_rt.cli", HEAVY),
         ("daco_rt.artifacts", HEAVY),
         ("daco_rt.concepts", HEAVY),
+        ("daco_rt.corpus", (*HEAVY, "pyarrow")),
         ("daco_rt.dictionary", HEAVY),
         ("daco_rt.export", HEAVY),
         ("daco_rt.models", HEAVY),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,17 @@ examples:
   daco-rt harvest texts.jsonl.gz --table concepts.jsonl.gz --checkpoint models/mine --blocks 12,16 \\
       --position word-mean --activations stores/mine --output means/mine
 
-The stimuli are what daco-rt stimuli wrote for the same table. All blocks are read in one pass. Called again
-with the same arguments it goes on where it was stopped; the result is the same to the last bit.
+  daco-rt harvest pairs.parquet --table built-in --checkpoint models/mine --blocks 15-19 --output means/mine
+
+The stimuli are what daco-rt stimuli wrote for the same table: texts, or pairs of pictures and captions. All
+blocks are read in one pass. Called again with the same arguments it goes on where it was stopped; the result
+is the same to the last bit.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options on ``parser``."""
-    parser.add_argument("stimuli", help="a .jsonl or .jsonl.gz file written by daco-rt stimuli")
+    parser.add_argument("stimuli", help="a .jsonl, .jsonl.gz or .parquet file written by daco-rt stimuli")
     parser.add_argument(
         "--table", required=True, help="the table that they were made from: a file, or 'built-in'"
     )
@@ -43,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--activations", type=Path, metavar="DIR", help="also fill this activation store, for daco-rt sae"
     )
     parser.add_argument("--force", action="store_true", help="begin anew where means are")
+    pictures = parser.add_argument_group("pictures")
+    pictures.add_argument("--images", type=Path, metavar="DIR", help="where they are, if they were moved")
+    pictures.add_argument(
+        "--prompt", metavar="TEXT", help="what is asked about each (default: 'What is in this picture?')"
+    )
+    pictures.add_argument("--max-tiles", type=int, metavar="N", help="most tiles that one is cut into")
     running = parser.add_argument_group("running")
     running.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default auto)")
     running.add_argument(
@@ -63,40 +73,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="concepts behind one shard (default: as many as have about 512 stimuli)",
     )
+    many = parser.add_argument_group("many processes or machines")
+    many.add_argument(
+        "--ray", action="store_true", help="run on Ray: the cluster of RAY_ADDRESS, or this machine"
+    )
+    many.add_argument("--workers", type=int, default=2, metavar="N", help="processes, each with a model")
+    many.add_argument("--cpus", type=float, default=1.0, metavar="N", help="processors of a worker")
+    many.add_argument("--gpus", type=float, default=0.0, metavar="N", help="GPUs of a worker")
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Harvest, and say what was read."""
     from daco_rt.concepts import load_table, shipped_table
-    from daco_rt.dictionary.harvest import harvest_means
-    from daco_rt.dictionary.items import ItemTable, table_concepts, text_items
+    from daco_rt.dictionary.encode import PROMPT
+    from daco_rt.dictionary.harvest import HarvestPlan
+    from daco_rt.dictionary.items import ItemTable, pair_items, table_concepts, text_items
     from daco_rt.models import model_identity, resolve_checkpoint
-    from daco_rt.models.loading import load_torch
 
     blocks = parse_blocks(arguments.blocks)
     table = shipped_table() if arguments.table == "built-in" else load_table(arguments.table)
     concepts = table_concepts(table)
-    items = ItemTable(text_items(arguments.stimuli, concepts), len(concepts))
+    pairs = Path(arguments.stimuli).suffix == ".parquet"
+    if pairs:
+        items = ItemTable(pair_items(arguments.stimuli, concepts, root=arguments.images), len(concepts))
+    else:
+        items = ItemTable(text_items(arguments.stimuli, concepts), len(concepts))
     family = arguments.model or (None if arguments.checkpoint else "internvl")
     checkpoint = resolve_checkpoint(family, arguments.checkpoint)
-    model, tokenizer = load_torch(checkpoint.path, arguments.device, arguments.precision)
-    began = time.monotonic()
-    means = harvest_means(
-        model,
-        tokenizer,
+    plan = HarvestPlan(
         concepts,
         items,
         blocks,
         arguments.output,
-        identity=model_identity(checkpoint),
+        model_identity(checkpoint),
         position=arguments.position,
         batch_tokens=arguments.batch_tokens,
         max_tokens=arguments.max_tokens,
+        prompt=arguments.prompt or PROMPT,
+        max_tiles=arguments.max_tiles,
         concepts_per_shard=arguments.concepts_per_shard,
         activations=arguments.activations,
-        overwrite=arguments.force,
     )
+    load = partial(_load, str(checkpoint.path), arguments.device, arguments.precision, pairs)
+    began = time.monotonic()
+    if arguments.ray:
+        from daco_rt.dictionary.distributed import harvest_on_ray
+
+        means = harvest_on_ray(
+            load,
+            plan,
+            workers=arguments.workers,
+            cpus=arguments.cpus,
+            gpus=arguments.gpus,
+            overwrite=arguments.force,
+        )
+    else:
+        means = plan.run(*load(), overwrite=arguments.force)
     found = summary(means)
     found |= {"checkpoint": checkpoint.label, "seconds": round(time.monotonic() - began, 1)}
     if arguments.json:
@@ -104,6 +137,15 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(found)
     return 0
+
+
+def _load(path: str, device: str, precision: str, pictures: bool) -> tuple[Any, Any]:
+    """Return model and processor; a function of its own, since Ray's workers call it too."""
+    from daco_rt.models.loading import load_torch
+    from daco_rt.runtime.processor import Processor
+
+    model, tokenizer = load_torch(path, device, precision)
+    return model, Processor(path) if pictures else tokenizer
 
 
 def summary(means: ConceptMeans) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from daco_rt.concepts.everyday import ConceptEntry, everyday_concepts, read_entries
 from daco_rt.concepts.labels import HandTable, Label, Labeller, apply_labels
+from daco_rt.concepts.mention import WordIndex, find_word
 from daco_rt.concepts.rules import LabelRules, load_rules
 from daco_rt.concepts.select import select_concepts
 from daco_rt.concepts.stimuli import ORDINARY_TEXTS, Stimulus, stimuli_for
@@ -30,10 +31,12 @@ __all__ = [
     "Synset",
     "TextStimulus",
     "WordConcept",
+    "WordIndex",
     "WordNet",
     "apply_labels",
     "count_labels",
     "everyday_concepts",
+    "find_word",
     "find_wordnet",
     "load_rules",
     "load_stimuli",

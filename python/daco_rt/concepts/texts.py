@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from daco_rt._files import atomic_file, refuse_existing
+from daco_rt.concepts.mention import find_word
 from daco_rt.errors import ArtifactError, did_you_mean
 
 KINDS = ("definition", "example", "sentence")
@@ -330,13 +331,11 @@ def _fill(template: str, concept: Sayable, markers: Markers, gloss: str) -> tupl
 
 
 def _example(example: str, concept: Sayable, markers: Markers) -> tuple[str, int, int] | None:
-    forms = [re.escape(form) for form in (concept.plural, concept.name) if form]
-    # The last occurrence has read the most context.
-    hits = list(re.finditer(rf"(?<![\w-])(?:{'|'.join(forms)})(?![\w-])", example, re.IGNORECASE))
-    if not hits:
+    found = find_word(concept, example)
+    if found is None:
         return None
     body = example[0].upper() + example[1:]
     if body[-1] not in ".?!":
         body += "."
     offset = len(markers.start)
-    return markers.start + body, offset + hits[-1].start(), offset + hits[-1].end()
+    return markers.start + body, offset + found[0], offset + found[1]

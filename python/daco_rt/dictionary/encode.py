@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from daco_rt.corpus import open_reference
 from daco_rt.dictionary.items import HarvestItem
 from daco_rt.dictionary.positions import Tokens, find_positions
+from daco_rt.errors import DacoError, UnsupportedError
+from daco_rt.runtime.processor import Processor
+
+PROMPT = "What is in this picture?"
+# Pictures that are prepared together and sorted by their number of tokens; two such windows are in memory.
+_WINDOW = 16
+# So many unreadable pictures and no readable one: the folder is not there, rather than the files damaged.
+_HOPELESS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,20 +57,48 @@ class Encoder:
 
     Parameters
     ----------
-    tokenizer : a fast tokenizer of transformers; it adds no special tokens, so write chat markers into texts.
+    processor : the checkpoint's ``Processor``, or its fast tokenizer, which is enough where no item has a
+        picture. Texts get no special tokens: write chat markers into them.
     position : name of the rule.
-    max_tokens : texts are cut there.
+    max_tokens : texts are cut there; pictures never.
+    prompt : what the user asks about a picture; the item's text is the answer.
+    max_tiles : most tiles a picture is cut into; None: as the processor does it.
+
+    Example
+    -------
+    >>> encoder = Encoder(Processor("models/mine"), "word", 2048)
+    >>> [len(stimuli) for stimuli in encoder.encode(items, 0, Losses())]
+    [412, 16, 16]
     """
 
-    def __init__(self, tokenizer: Any, position: str, max_tokens: int) -> None:
-        self.tokenizer, self.position, self.max_tokens = tokenizer, position, max_tokens
+    def __init__(
+        self,
+        processor: Any,
+        position: str,
+        max_tokens: int,
+        *,
+        prompt: str = PROMPT,
+        max_tiles: int | None = None,
+    ) -> None:
+        self.processor = processor if isinstance(processor, Processor) else None
+        self.tokenizer = processor if self.processor is None else processor.tokenizer
+        self.position, self.max_tokens, self.max_tiles = position, max_tokens, max_tiles
+        self.prompt = prompt
+        self._opening: str | None = None
 
     def encode(self, items: list[HarvestItem], first: int, losses: Losses) -> Iterator[list[Stimulus]]:
         """Yield the stimuli of one shard, a list at a time; ``first`` is the place of the first item.
 
         What cannot be used is entered in ``losses``.
+
+        Raises
+        ------
+        DacoError
+            If there are pictures and no processor, or many pictures of which none can be read.
         """
-        usable, seen = [], set()
+        texts: list[tuple[int, HarvestItem]] = []
+        pictures: list[tuple[int, HarvestItem]] = []
+        seen: set[tuple[int, int, str]] = set()
         for place, item in enumerate(items, first):
             key = (item.concept, item.sign, item.id)
             if not item.text.strip() and item.image is None:
@@ -66,9 +107,11 @@ class Encoder:
                 losses.refuse(item, "duplicate id")
             else:
                 seen.add(key)
-                usable.append((place, item))
-        if usable:
-            yield self._texts(usable, losses)
+                (texts if item.image is None else pictures).append((place, item))
+        if texts:
+            yield self._texts(texts, losses)
+        if pictures:
+            yield from self._pictures(pictures, losses)
 
     def _texts(self, usable: list[tuple[int, HarvestItem]], losses: Losses) -> list[Stimulus]:
         texts = [item.text for _, item in usable]
@@ -77,12 +120,8 @@ class Encoder:
         for (place, item), ids, offsets in zip(
             usable, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
-            tokens = Tokens(
-                ids[: self.max_tokens],
-                offsets[: self.max_tokens],
-                span(item),
-                cut=len(ids) > self.max_tokens,
-            )
+            cut = len(ids) > self.max_tokens
+            tokens = Tokens(ids[: self.max_tokens], offsets[: self.max_tokens], _span(item, 0), cut=cut)
             found.append(self._stimulus(place, item, tokens, losses))
         return found
 
@@ -99,7 +138,75 @@ class Encoder:
             losses.skipped[reason] += 1
         return Stimulus(item, place, tokens, positions, extras)
 
+    def _pictures(self, usable: list[tuple[int, HarvestItem]], losses: Losses) -> Iterator[list[Stimulus]]:
+        """Prepare pictures on other threads, a window ahead of the one that is read."""
+        if self.processor is None:
+            raise DacoError(
+                f"stimulus {usable[0][1].id!r} has a picture, which a tokenizer alone cannot prepare; pass "
+                "daco_rt.runtime.processor.Processor(checkpoint)"
+            )
+        readable, broken = 0, 0
+        waiting: deque[tuple[int, HarvestItem, Future[Any]]] = deque()
+        rest = iter(usable)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="daco-picture") as pool:
+            try:
+                while True:
+                    while len(waiting) < 2 * _WINDOW and (nearest := next(rest, None)) is not None:
+                        waiting.append((*nearest, pool.submit(self._prepare, nearest[1])))
+                    window: list[Stimulus] = []
+                    while waiting and len(window) < _WINDOW:
+                        place, item, prepared = waiting.popleft()
+                        try:
+                            tokens, extras = prepared.result()
+                        except UnsupportedError:
+                            raise
+                        except DacoError as error:
+                            broken += 1
+                            losses.refuse(item, "broken picture")
+                            if broken >= _HOPELESS and not readable:
+                                raise DacoError(
+                                    f"the first {broken} pictures cannot be read, the last for this reason: "
+                                    f"{error}; see that the pictures are where the pairs say"
+                                ) from error
+                            continue
+                        readable += 1
+                        window.append(self._stimulus(place, item, tokens, losses, extras))
+                    if window:
+                        yield window
+                    elif not waiting:
+                        return
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
-def span(item: HarvestItem) -> tuple[int, int] | None:
-    """Return the characters of an item's word, or None."""
-    return None if item.start is None or item.end is None else (item.start, item.end)
+    def _prepare(self, item: HarvestItem) -> tuple[Tokens, dict[str, torch.Tensor]]:
+        """Return tokens and pixels of a picture with its text as the answer to the prompt."""
+        assert self.processor is not None and item.image is not None
+        picture = open_reference("/", os.path.abspath(item.image).lstrip("/"))
+        opening = self._open()
+        made = self.processor.prepare(
+            opening + item.text, images=[picture], max_tiles=self.max_tiles, raw=True
+        )
+        ids = made.input_ids.tolist()
+        # What stands behind the picture's tokens is split from them, so it is tokenised alike alone.
+        tail = (opening + item.text).rpartition(self.processor.image_token or "")[2]
+        last, spans = self.processor.tokens(tail)
+        if ids[len(ids) - len(last) :] != last:
+            raise UnsupportedError(
+                f"the tokens behind the picture of stimulus {item.id!r} differ from those of their text "
+                "alone; pictures are not supported with this tokenizer"
+            )
+        offsets = [(0, 0)] * (len(ids) - len(last)) + spans
+        tokens = Tokens(ids, offsets, _span(item, len(tail) - len(item.text)), made.image_mask)
+        assert made.pixel_values is not None
+        return tokens, {"pixel_values": torch.from_numpy(made.pixel_values)}
+
+    def _open(self) -> str:
+        assert self.processor is not None
+        if self._opening is None:
+            content = [{"type": "image"}, {"type": "text", "text": self.prompt}]
+            self._opening = self.processor.render([{"role": "user", "content": content}])
+        return self._opening
+
+
+def _span(item: HarvestItem, shift: int) -> tuple[int, int] | None:
+    return None if item.start is None or item.end is None else (item.start + shift, item.end + shift)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import torch
 
 from daco_rt.artifacts import Concept, ModelIdentity
 from daco_rt.concepts import ORDINARY_TEXTS
-from daco_rt.dictionary.encode import Encoder
+from daco_rt.dictionary.encode import PROMPT, Encoder, Losses, Stimulus
 from daco_rt.dictionary.items import HarvestItem, ItemTable
 from daco_rt.dictionary.means import ConceptMeans, begin_means, open_means
-from daco_rt.dictionary.positions import rule
+from daco_rt.dictionary.positions import IMAGE_RULES, rule
 from daco_rt.dictionary.reading import ShardReader, measure_ordinary
-from daco_rt.errors import DacoError
+from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.models.residual import text_model_of
 from daco_rt.progress import progress as show
 from daco_rt.sae import ActivationStore, create_store
@@ -26,11 +27,14 @@ from daco_rt.sae import ActivationStore, create_store
 NORM_LIMIT = 4.0
 # Stimuli behind one shard, if it is not said how many concepts: a minute or so of work to lose.
 STIMULI_PER_SHARD = 512
+PICTURES_SAMPLED = 16
+
+Advance = Callable[[int], None]
 
 
 def harvest_means(
     model: torch.nn.Module,
-    tokenizer: Any,
+    processor: Any,
     concepts: Sequence[Concept],
     items: Iterable[HarvestItem] | ItemTable,
     blocks: Sequence[int],
@@ -40,6 +44,8 @@ def harvest_means(
     position: str = "word",
     batch_tokens: int = 4096,
     max_tokens: int = 2048,
+    prompt: str = PROMPT,
+    max_tiles: int | None = None,
     concepts_per_shard: int | None = None,
     activations: str | Path | None = None,
     norm_limit: float = NORM_LIMIT,
@@ -51,7 +57,8 @@ def harvest_means(
     Parameters
     ----------
     model : a Hugging Face causal or image-text model.
-    tokenizer : the model's own fast tokenizer.
+    processor : the checkpoint's ``runtime.processor.Processor``; its fast tokenizer is enough where no item
+        has a picture.
     concepts : N rows, in order of their index.
     items : what is read.
     blocks : 0-based decoder blocks whose outputs are read.
@@ -59,7 +66,9 @@ def harvest_means(
     identity : of the model's checkpoint.
     position : where in a stimulus it is read (``dictionary.positions``).
     batch_tokens : tokens in one forward pass, padding included.
-    max_tokens : texts are cut there.
+    max_tokens : texts are cut there; pictures never.
+    prompt : what the user asks about a picture; the item's text is the answer.
+    max_tiles : most tiles a picture is cut into; by default the processor's own.
     concepts_per_shard : concepts behind one shard; by default as many as have about 512 stimuli. Memory grows
         with it only where ``activations`` are kept.
     activations : folder of an activation store that is filled in the same pass with every position's row.
@@ -81,82 +90,170 @@ def harvest_means(
     >>> means.count(16)[:3]
     array([7, 7, 7])
     """
-    rule(position)
-    for name, value in (("batch_tokens", batch_tokens), ("max_tokens", max_tokens)):
-        if value < 1:
-            raise DacoError(f"{name} must be at least 1, got {value}")
-    if not norm_limit > 0:
-        raise DacoError(f"norm_limit must be positive, got {norm_limit}")
     table = items if isinstance(items, ItemTable) else ItemTable(items, len(concepts))
-    recipe = {
-        "stimuli": len(table),
-        "stimuli_sha256": table.sha256(),
-        "ordinary_sha256": hashlib.sha256("\0".join(ORDINARY_TEXTS).encode()).hexdigest(),
-        "dtype": str(text_model_of(model).embed_tokens.weight.dtype).removeprefix("torch."),
-        "norm_limit": norm_limit,
-        "batch_tokens": batch_tokens,
-        "max_tokens": max_tokens,
-    }
-    means = begin_means(
-        output,
-        model=identity,
-        concepts=concepts,
-        blocks=blocks,
-        position=position,
-        signs=table.signs,
-        concepts_per_shard=concepts_per_shard or table.concepts_per_shard(STIMULI_PER_SHARD),
-        recipe=recipe,
-        ordinary=lambda: measure_ordinary(
-            model, tokenizer, blocks, norm_limit=norm_limit, batch_tokens=batch_tokens
-        ),
-        overwrite=overwrite,
-    )
-    store = None if activations is None else _store(activations, means)
-    shards = missing_shards(means, store)
-    reader = ShardReader.of(means, model, Encoder(tokenizer, position, max_tokens))
-    total = sum(len(table.places(means.rows(shard))) for shard in shards)
-    silent: Any = contextlib.nullcontext(lambda _: None)
-    with show("harvesting", total, unit="stimuli") if progress else silent as advance:
-        for shard in shards:
-            fill_shard(reader, table, means, store, shard, advance)
-    return open_means(means.path)
+    plan = HarvestPlan(
+        tuple(concepts), table, tuple(blocks), Path(output), identity, position, batch_tokens, max_tokens,
+        prompt, max_tiles, concepts_per_shard, None if activations is None else Path(activations), norm_limit,
+    )  # fmt: skip
+    return plan.run(model, processor, overwrite=overwrite, progress=progress)
 
 
-def missing_shards(means: ConceptMeans, store: ActivationStore | None) -> list[int]:
-    """Return the shards that the means, or the store that is filled along with them, still lack."""
-    return sorted({*means.missing, *(store.missing if store is not None else ())})
+@dataclass(frozen=True, eq=False)
+class HarvestPlan:
+    """Everything about a harvest but the model; the fields are the arguments of ``harvest_means``.
+
+    It can be sent to other processes: each loads the model and makes any of the shards.
+    """
+
+    concepts: tuple[Concept, ...]
+    table: ItemTable
+    blocks: tuple[int, ...]
+    output: Path
+    identity: ModelIdentity
+    position: str = "word"
+    batch_tokens: int = 4096
+    max_tokens: int = 2048
+    prompt: str = PROMPT
+    max_tiles: int | None = None
+    concepts_per_shard: int | None = None
+    activations: Path | None = None
+    norm_limit: float = NORM_LIMIT
+
+    def __post_init__(self) -> None:
+        rule(self.position)
+        for name, least in (("batch_tokens", 1), ("max_tokens", 1), ("max_tiles", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DacoError(f"{name} must be at least {least}, got {value}")
+        if not self.norm_limit > 0:
+            raise DacoError(f"norm_limit must be positive, got {self.norm_limit}")
+
+    def run(
+        self, model: torch.nn.Module, processor: Any, *, overwrite: bool = False, progress: bool = True
+    ) -> ConceptMeans:
+        """Make the missing shards one after the other in this process."""
+        means = self.begin(model, processor, overwrite=overwrite)
+        worker = ShardWorker(self, means, model, processor)
+        with self.show(means, progress) as advance:
+            for shard in self.missing(means):
+                worker.make(shard, advance)
+        return open_means(means.path)
+
+    def begin(self, model: torch.nn.Module, processor: Any, *, overwrite: bool = False) -> ConceptMeans:
+        """Begin the folder, or check that it was begun by an equal plan; ordinary text is read if it is
+        new."""
+        if overwrite and self.activations is not None and self.activations.exists():
+            raise ArtifactError(
+                f"{self.activations} is there already, and beginning anew does not replace an activation "
+                "store; delete it or choose another folder"
+            )
+        recipe: dict[str, Any] = {
+            "stimuli": len(self.table),
+            "stimuli_sha256": self.table.sha256(),
+            "ordinary_sha256": hashlib.sha256("\0".join(ORDINARY_TEXTS).encode()).hexdigest(),
+            "dtype": str(text_model_of(model).embed_tokens.weight.dtype).removeprefix("torch."),
+            "norm_limit": self.norm_limit,
+            "batch_tokens": self.batch_tokens,
+            "max_tokens": self.max_tokens,
+        }
+        if len(self.table.pictures):
+            recipe |= {"prompt": self.prompt, "max_tiles": self.max_tiles}
+        encoder = self.encoder(processor)
+        means = begin_means(
+            self.output,
+            model=self.identity,
+            concepts=self.concepts,
+            blocks=self.blocks,
+            position=self.position,
+            signs=self.table.signs,
+            concepts_per_shard=self.concepts_per_shard or self.table.concepts_per_shard(STIMULI_PER_SHARD),
+            recipe=recipe,
+            ordinary=lambda: measure_ordinary(
+                model,
+                encoder.tokenizer,
+                self.blocks,
+                norm_limit=self.norm_limit,
+                batch_tokens=self.batch_tokens,
+                pictures=self._sample_pictures(processor),
+            ),
+            overwrite=overwrite,
+        )
+        self.store(means)
+        return means
+
+    def store(self, means: ConceptMeans) -> ActivationStore | None:
+        """Begin the activation store, or open the one that was begun; None if none is kept."""
+        if self.activations is None:
+            return None
+        return create_store(
+            self.activations,
+            model=means.model,
+            blocks=means.blocks,
+            median_norm=means.median_norm,
+            shards=means.shards.count,
+            norm_limit=self.norm_limit,
+            recipe={**means.recipe, "positions": "all but the first", "stimuli_by": "order in the harvest"},
+        )
+
+    def missing(self, means: ConceptMeans) -> list[int]:
+        """Return the shards that the means, or the store that is filled along with them, still lack."""
+        store = self.store(means)
+        return sorted({*means.missing, *(store.missing if store is not None else ())})
+
+    def encoder(self, processor: Any, position: str | None = None) -> Encoder:
+        """Return what turns items into token sequences."""
+        return Encoder(
+            processor,
+            position or self.position,
+            self.max_tokens,
+            prompt=self.prompt,
+            max_tiles=self.max_tiles,
+        )
+
+    def show(self, means: ConceptMeans, wanted: bool = True) -> contextlib.AbstractContextManager[Advance]:
+        """Return the progress bar over the stimuli that are still to be read."""
+        if not wanted:
+            return contextlib.nullcontext(lambda _: None)
+        total = sum(len(self.table.places(means.rows(shard))) for shard in self.missing(means))
+        return show("harvesting", total, unit="stimuli")
+
+    def _sample_pictures(self, processor: Any) -> Iterator[list[Stimulus]]:
+        """Pictures from all over the table, for the norm of image tokens where the rule reads them."""
+        if self.position in IMAGE_RULES:
+            sample = self.table.sample_pictures(PICTURES_SAMPLED)
+            # Numbered: one picture may stand for several concepts under one id.
+            numbered = [replace(item, id=str(i)) for i, item in enumerate(sample)]
+            yield from self.encoder(processor, "image").encode(numbered, 0, Losses())
 
 
-def fill_shard(
-    reader: ShardReader,
-    table: ItemTable,
-    means: ConceptMeans,
-    store: ActivationStore | None,
-    shard: int,
-    advance: Callable[[int], None] = lambda _: None,
-) -> None:
-    """Make one shard: the unit of work, the same in one process and in many."""
-    rows = means.rows(shard)
-    found, reading = reader.read(
-        table.select(rows),
-        rows,
-        means.signs,
-        first=table.places(rows).start,
-        keep=store is not None,
-        advance=advance,
-    )
-    if store is not None and reading is not None:
-        store.add(shard, reading.rows, text=reading.text, token=reading.token)
-    means.add(shard, found)
+class ShardWorker:
+    """Makes shards of a plan; what is made does not depend on which worker makes it, or when.
 
+    Example
+    -------
+    >>> ShardWorker(plan, plan.begin(model, processor), model, processor).make(7)
+    512
+    """
 
-def _store(path: str | Path, means: ConceptMeans) -> ActivationStore:
-    return create_store(
-        path,
-        model=means.model,
-        blocks=means.blocks,
-        median_norm=means.median_norm,
-        shards=means.shards.count,
-        norm_limit=float(means.recipe["norm_limit"]),
-        recipe={**means.recipe, "positions": "all but the first", "stimuli_by": "order in the harvest"},
-    )
+    def __init__(
+        self, plan: HarvestPlan, means: ConceptMeans, model: torch.nn.Module, processor: Any
+    ) -> None:
+        self._table, self._means, self._store = plan.table, means, plan.store(means)
+        self._reader = ShardReader.of(means, model, plan.encoder(processor))
+
+    def make(self, shard: int, advance: Advance = lambda _: None) -> int:
+        """Read one shard's items, write and commit it; return their number."""
+        rows = self._means.rows(shard)
+        items = self._table.select(rows)
+        found, reading = self._reader.read(
+            items,
+            rows,
+            self._means.signs,
+            first=self._table.places(rows).start,
+            keep=self._store is not None,
+            advance=advance,
+        )
+        if self._store is not None and reading is not None:
+            self._store.add(shard, reading.rows, text=reading.text, token=reading.token)
+        self._means.add(shard, found)
+        return len(items)

@@ -11,11 +11,13 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from daco_rt.artifacts import Concept
 from daco_rt.concepts import TextStimulus, WordConcept, load_stimuli
+from daco_rt.concepts.texts import CHATML, Markers
 from daco_rt.errors import ArtifactError, DacoError
 
 
@@ -94,9 +96,14 @@ class ItemTable:
         return (1, -1) if (self._sign < 0).any() else (1,)
 
     @property
-    def pictures(self) -> bool:
-        """Whether any item has a picture."""
-        return bool(np.diff(self._ends, prepend=0)[1::3].any())
+    def pictures(self) -> np.ndarray:
+        """Return the places of the items that have a picture."""
+        return np.flatnonzero(np.diff(self._ends, prepend=0)[1::3][self._order])
+
+    def sample_pictures(self, count: int) -> list[HarvestItem]:
+        """Return so many items with pictures, from all over the table; fewer if there are not as many."""
+        places = self.pictures
+        return [self._item(int(place)) for place in places[:: max(1, len(places) // count)][:count]]
 
     def concepts_per_shard(self, stimuli: int) -> int:
         """Return how many concepts have about so many stimuli, at least one."""
@@ -170,16 +177,66 @@ def text_items(
     file = stimuli if isinstance(stimuli, str | Path) else None
     found = load_stimuli(stimuli) if isinstance(stimuli, str | Path) else stimuli
     for number, stimulus in enumerate(found, 1):
-        if concepts is not None and not (
-            0 <= stimulus.concept < len(concepts) and concepts[stimulus.concept].name == stimulus.name
-        ):
-            row = stimulus.concept
-            theirs = repr(concepts[row].name) if 0 <= row < len(concepts) else f"one of {len(concepts)} rows"
-            raise ArtifactError(
-                f"{file or 'the stimuli'}, line {number}: row {row} is {stimulus.name!r}, in the table "
-                f"{theirs}; use the table that the texts were made from"
-            )
+        _check_name(stimulus.concept, stimulus.name, concepts, f"{file or 'the stimuli'}, line {number}")
         yield HarvestItem(stimulus.concept, 1, stimulus.text, stimulus.start, stimulus.end, None, str(number))
+
+
+def pair_items(
+    pairs: str | Path | Any,
+    concepts: Sequence[Concept] | None = None,
+    *,
+    root: str | Path | None = None,
+    markers: Markers = CHATML,
+) -> Iterator[HarvestItem]:
+    """Yield the rows of a table of pairs, of both signs, called by the ids that they have in their corpus.
+
+    Parameters
+    ----------
+    pairs : a Parquet file of ``daco-rt stimuli --corpus``, or what ``load_pairs`` returned.
+    concepts : if given, names must be those of the table.
+    root : where the pictures are now, if they were moved.
+    markers : of the model's chat format. A caption without a picture stands as an answer that is under way;
+        one with a picture is put behind it by the model's own chat template.
+
+    Raises
+    ------
+    ArtifactError
+        If the file holds no pairs, or a row names another concept than the table does.
+    DacoError
+        If pyarrow is not installed.
+    """
+    from daco_rt.corpus import load_pairs, metadata
+
+    where = str(pairs) if isinstance(pairs, str | Path) else "the pairs"
+    table = load_pairs(pairs, root=root) if isinstance(pairs, str | Path) else pairs
+    place, opening, number = metadata(table)["root"], markers.assistant, 0
+    columns = ("concept", "name", "pair", "sign", "caption", "image", "start", "end")
+    for batch in table.select(list(columns)).to_batches(max_chunksize=4096):
+        for row in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+            concept, name, pair, sign, text, image, start, end = row
+            number += 1
+            _check_name(concept, name, concepts, f"{where}, row {number}")
+            if not image and text.strip():
+                start, end = (edge + len(opening) if edge >= 0 else edge for edge in (start, end))
+                text = opening + text
+            yield HarvestItem(
+                concept,
+                sign,
+                text,
+                None if start < 0 else start,
+                None if end < 0 else end,
+                place / image if image else None,
+                pair,
+            )
+
+
+def _check_name(row: int, name: str, concepts: Sequence[Concept] | None, where: str) -> None:
+    if concepts is None or (0 <= row < len(concepts) and concepts[row].name == name):
+        return
+    theirs = repr(concepts[row].name) if 0 <= row < len(concepts) else f"one of {len(concepts)} rows"
+    raise ArtifactError(
+        f"{where}: row {row} is {name!r}, in the table {theirs}; use the table that they were made from"
+    )
 
 
 def table_concepts(table: Sequence[WordConcept]) -> tuple[Concept, ...]:

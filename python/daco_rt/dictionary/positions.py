@@ -59,6 +59,7 @@ RULES: dict[str, Callable[[Tokens], list[int]]] = {
     "all": lambda tokens: list(range(len(tokens.ids))),
 }
 WORD_RULES = ("word", "word-mean", "before-word")
+IMAGE_RULES = ("image", "all")
 
 
 def rule(name: str) -> Callable[[Tokens], list[int]]:

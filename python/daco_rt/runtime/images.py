@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
 import numpy as np
 
@@ -50,13 +50,40 @@ def open_image(source: ImageSource) -> Any:
     path = Path(source)
     if not path.is_file():
         raise DacoError(f"{path} is not a file: the image to read was not found there")
+    return read_image(path, str(path))
+
+
+def read_image(file: Path | BinaryIO, name: str, *, background: str | None = None) -> Any:
+    """Return the picture in a file, or in a binary stream, as an upright RGB PIL image.
+
+    Parameters
+    ----------
+    file : a path, or an open binary file.
+    name : what to call it in a complaint.
+    background : colour behind transparent pixels ("white"); by default their hidden colour shows, as the
+        processors of transformers have it.
+
+    Raises
+    ------
+    DacoError
+        If it is missing or no picture that Pillow can read.
+    """
+    from PIL import Image, ImageOps
+
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.load()
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+            upright = ImageOps.exif_transpose(image)
+            if background is not None and upright.has_transparency_data:
+                upright = upright.convert("RGBA")
+                behind = Image.new("RGBA", upright.size, background)
+                upright = Image.alpha_composite(behind, upright)
+            return upright.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
+        if isinstance(e, FileNotFoundError | IsADirectoryError):
+            raise DacoError(f"{name} is not a file: the image to read was not found there") from e
         reason = str(e) if not isinstance(e, Image.UnidentifiedImageError) else "unknown format"
-        raise DacoError(f"{path} is not an image that Pillow can read: {reason}") from e
+        raise DacoError(f"{name} is not an image that Pillow can read: {reason}") from e
 
 
 def _short(source: str | Path) -> str:

@@ -118,7 +118,7 @@ class Processor:
         if raw and not isinstance(prompt, str):
             raise DacoError("a raw prompt must be a string; messages go through the chat template")
         messages, sources = ([], list(images)) if raw else _chat(prompt, images)
-        text = str(prompt) if raw else self._render(messages)
+        text = str(prompt) if raw else self.render(messages)
         self._check_counts(text, len(sources))
         pictures = [open_image(s) for s in sources]
         # A chat template writes the special tokens itself; a raw prompt gets those that the tokenizer adds.
@@ -146,7 +146,20 @@ class Processor:
         with self._lock:
             return str(self.tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
 
-    def _render(self, messages: list[Message]) -> str:
+    def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the token ids of a text, without special tokens, and the characters each stands for."""
+        with self._lock:
+            made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(made["input_ids"]), [(int(a), int(b)) for a, b in made["offset_mapping"]]
+
+    def render(self, messages: list[Message]) -> str:
+        """Return messages as the text that the chat template makes of them, an answer opened at the end.
+
+        Raises
+        ------
+        DacoError
+            The checkpoint has no chat template, or it refuses the messages.
+        """
         owner = self._processor if getattr(self._processor, "chat_template", None) else self.tokenizer
         if not getattr(owner, "chat_template", None):
             raise DacoError(

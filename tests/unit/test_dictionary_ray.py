@@ -1,0 +1,103 @@
+"""A harvest on a local Ray of two workers: the same bytes as one process gives, errors as one sentence.
+
+Ray is no part of the test environment: `make test-ray` installs it into a folder of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_harvest import loaded, plan, run, tree
+
+from daco_rt.dictionary.distributed import harvest_on_ray
+from daco_rt.dictionary.harvest import ShardWorker
+from daco_rt.dictionary.means import open_means
+from daco_rt.errors import DacoError
+from daco_rt.sae import open_store
+
+WHEELS = Path(__file__).resolve().parents[2] / "build" / "ray-wheels"
+CONCEPTS = 16
+
+HEAD = """
+import os, sys
+from functools import partial
+from pathlib import Path
+import ray, tiny_harvest
+from daco_rt.dictionary.distributed import harvest_on_ray
+from daco_rt.errors import DacoError
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+folder = Path(sys.argv[1])
+"""
+
+
+def on_ray(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    paths = [str(Path(__file__).parent), str(WHEELS)]
+    return subprocess.run(
+        [sys.executable, "-c", HEAD + code, str(folder)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+needs_ray = pytest.mark.skipif(
+    not (WHEELS / "ray").is_dir(), reason="Ray is not installed; make test-ray installs it and runs this"
+)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_two_workers_give_the_bytes_of_one_process(tmp_path: Path):
+    run(tmp_path / "one", CONCEPTS)
+    (tmp_path / "processes").mkdir()
+    # One shard is there already, made by a process without Ray.
+    part = plan(tmp_path / "many", CONCEPTS)
+
+    ShardWorker(part, part.begin(*loaded()), *loaded()).make(3)
+    code = f"""
+load = partial(tiny_harvest.loaded_noting, {str(tmp_path / "processes")!r})
+means = harvest_on_ray(load, tiny_harvest.plan(folder, {CONCEPTS}), workers=2, progress=False)
+print(len(means.missing), means.stimuli)
+"""
+    done = on_ray(code, tmp_path / "many")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-2:] == ["0", str(3 * CONCEPTS)]
+    # Two workers at least; the one that began the folder may be a third.
+    assert len(list((tmp_path / "processes").iterdir())) in (2, 3)
+    one, many = open_means(tmp_path / "one" / "means"), open_means(tmp_path / "many" / "means", verify=True)
+    for block in one.blocks:
+        mean = one.mean(block)
+        assert np.abs(many.mean(block) - mean).max() <= 1e-6 * np.abs(mean).max()
+        assert np.array_equal(one.count(block), many.count(block))
+    open_store(tmp_path / "many" / "store", verify=True)
+    assert tree(tmp_path / "one") == tree(tmp_path / "many")
+
+
+@needs_ray
+@pytest.mark.slow
+def test_an_error_in_a_worker_is_one_sentence(tmp_path: Path):
+    run(tmp_path, CONCEPTS)
+    done = on_ray(
+        f"""
+try:
+    harvest_on_ray(tiny_harvest.loaded, tiny_harvest.plan(folder, {CONCEPTS - 1}), progress=False)
+except DacoError as error:
+    print(error)
+""",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "begun with another concepts" in done.stdout and "Traceback" not in done.stdout
+
+
+@pytest.mark.skipif(
+    subprocess.run([sys.executable, "-c", "import ray"], capture_output=True).returncode == 0,
+    reason="Ray is installed",
+)
+def test_without_ray_the_extra_is_named(tmp_path: Path):
+    with pytest.raises(DacoError, match=r"pip install 'daco-rt\[ray\]'"):
+        harvest_on_ray(lambda: (None, None), plan(tmp_path))
