@@ -30,17 +30,18 @@ from daco_rt.cli.blocks import parse_blocks
 from daco_rt.concepts import ORDINARY_TEXTS, TextStimulus, WordConcept, make_stimuli, shipped_table
 from daco_rt.concepts.held_out import ALONE, WITHOUT_WORD, definition_stimuli, split_stimuli
 from daco_rt.console import print_table
-from daco_rt.dictionary import build_dictionary, diagnose, identify
+from daco_rt.dictionary import build_dictionary, diagnose
 from daco_rt.dictionary.diagnostics import coherence
-from daco_rt.dictionary.directions import block_directions
+from daco_rt.dictionary.directions import block_directions, kept_concepts, select_rows
 from daco_rt.dictionary.figures import write_figures
 from daco_rt.dictionary.harvest import harvest_means
-from daco_rt.dictionary.identify import NORM_LIMIT, rank_rows, read_words
+from daco_rt.dictionary.identify import NORM_LIMIT, rank_readings, rank_rows, read_words
 from daco_rt.dictionary.items import table_concepts, text_items
 from daco_rt.models import model_identity, resolve_checkpoint
 from daco_rt.models.loading import load_torch
 from daco_rt.models.residual import read_blocks
 from daco_rt.ops.numpy import steer_pursuit
+from daco_rt.progress import progress
 
 TEXTS = 7
 CENTRES = ("others", "ordinary", "none")
@@ -56,7 +57,8 @@ def main() -> None:
     parser.add_argument("--concepts", type=int, default=1500, metavar="N")
     parser.add_argument("--blocks", default="4-28", help="blocks of the dictionary (default 4-28)")
     parser.add_argument("--choice-blocks", default="8,12,16,20,24", help="where options are compared")
-    parser.add_argument("--unseen", type=int, default=6000, metavar="N", help="held-out texts that are read")
+    parser.add_argument("--block", type=int, default=16, help="what figures of one block show (default 16)")
+    parser.add_argument("--unseen", type=int, default=4000, metavar="N", help="held-out texts that are read")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of held-out texts")
     parser.add_argument("--work", type=Path, default=Path("build/dictionary-smol"), help="means, dictionary")
     parser.add_argument("--figures", type=Path, default=Path("docs/figures/dictionary"))
@@ -76,19 +78,11 @@ def main() -> None:
         )  # fmt: skip
 
     means = harvest("means", seen, blocks)
-    plain = make_stimuli(table, count=TEXTS, kinds=("example", "sentence")).stimuli
-    control = harvest("means-without-definitions", plain, choice_blocks)
     reader = Reader(model, tokenizer, means, unseen, choice_blocks)
-    choices = [
-        reader.score(means, centre, r)
-        for centre in CENTRES
-        for r in (SHARED if centre == "others" else (0, 8))
-    ]
-    choices.append({**reader.score(control, "others", 0), "harvest": "without definitions"})
-    for row in choices:
-        show(row)
+    variants = [(centre, r) for centre in CENTRES for r in (SHARED if centre == "others" else (0, 8))]
+    choices = [reader.score(means, centre, r) for centre, r in variants]
     dictionary = build_dictionary(means, arguments.work / f"dictionary-{arguments.concepts}", overwrite=True)
-    found = identify(dictionary, model, tokenizer, unseen)
+    found = rank_readings(dictionary, unseen, *reader.of_atoms(means))
     report = {
         "benchmark": "dictionary_smol",
         "commit": commit(),
@@ -99,15 +93,25 @@ def main() -> None:
                      "unseen": len(unseen), "unseen_kinds": dict(Counter(s.kind for s in unseen)),
                      "skipped": dict(skipped), "seed": arguments.seed, "omp_k": OMP_K, "omp_rows": OMP_ROWS},
         "choices": choices,
-        **diagnose(dictionary, means, identification=found),
+        **diagnose(dictionary, means, identification=found, block=arguments.block),
     }  # fmt: skip
     output = arguments.output or Path(f"benchmarks/results/dictionary-smol-{len(table)}.json")
+    write(report, output)
+    for path in write_figures(report, arguments.figures):
+        print(f"drew {path}")
+    plain = make_stimuli(table, count=TEXTS, kinds=("example", "sentence")).stimuli
+    control = harvest("means-without-definitions", plain, choice_blocks)
+    choices.append({**reader.score(control, "others", 0), "harvest": "without definitions"})
+    write(report, output)
+    for row in choices:
+        show(row)
+    print(f"wrote {output}")
+
+
+def write(report: dict[str, Any], output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(output) as file:
         file.write((json.dumps(report, ensure_ascii=False) + "\n").encode())
-    for path in write_figures(report, arguments.figures):
-        print(f"drew {path}")
-    print(f"wrote {output}")
 
 
 def choose_concepts(count: int) -> tuple[WordConcept, ...]:
@@ -129,7 +133,7 @@ def texts_of(
     seen, held_out = split_stimuli(made.stimuli, harvest=TEXTS)
     held_out += definition_stimuli(table, skipped=made.skipped)
     chosen = np.random.default_rng(seed).permutation(len(held_out))[:unseen]
-    return seen, [held_out[i] for i in sorted(chosen)], made.skipped
+    return seen, [held_out[i] for i in chosen], made.skipped
 
 
 class Reader:
@@ -139,15 +143,14 @@ class Reader:
         self, model: Any, tokenizer: Any, means: Any, unseen: Sequence[TextStimulus], blocks: Sequence[int]
     ) -> None:
         self.blocks, self.unseen = blocks, unseen
-        rows: dict[int, list[np.ndarray]] = {block: [] for block in blocks}
-        good = []
-        for _, read, usable in read_words(model, tokenizer, unseen, blocks):
-            good.append(usable)
-            for block in blocks:
-                rows[block].append(read[block])
-        self.rows = {block: np.concatenate(parts) for block, parts in rows.items()}
-        self.good = np.concatenate(good)
+        self.chunks = []
+        with progress("reading held-out texts", len(unseen), unit="texts") as advance:
+            for chunk in read_words(model, tokenizer, unseen, means.blocks):
+                self.chunks.append(chunk)
+                advance(len(chunk[2]))
+        self.rows = {b: np.concatenate([rows[b] for _, rows, _ in self.chunks]) for b in blocks}
         self.kinds = np.array([s.kind if s.kind in WITHOUT_WORD else "word" for s in unseen])
+        self.owners = np.array([s.concept for s in unseen])
         self.ordinary = dict(self._ordinary(model, tokenizer, means))
 
     def _ordinary(self, model: Any, tokenizer: Any, means: Any) -> Iterator[tuple[int, np.ndarray]]:
@@ -158,13 +161,21 @@ class Reader:
             rows = rows[np.linalg.norm(rows, axis=1) <= NORM_LIMIT * means.median_norm[block]]
             yield block, rows[:: max(1, len(rows) // OMP_ROWS)][:OMP_ROWS]
 
+    def of_atoms(self, means: Any) -> tuple[np.ndarray, list[Any]]:
+        """The atom of each text's concept, and the chunks, texts of excluded concepts marked as not read."""
+        atoms = np.full(len(means.concepts), -1)
+        rows = select_rows(means).rows
+        atoms[rows] = np.arange(len(rows))
+        owners = atoms[self.owners]
+        chunks = [(i, read, good & (owners[i : i + len(good)] >= 0)) for i, read, good in self.chunks]
+        return np.maximum(owners, 0), chunks
+
     def score(self, means: Any, centre: str, shared: int) -> dict[str, Any]:
         """Identification by kind of text, coherence, and what pursuit explains, block by block."""
         found = {}
         for block in self.blocks:
-            atoms = block_directions(
-                means, block, np.arange(len(means.concepts)), centre=centre, remove_shared=shared
-            ).atoms
+            rows = select_rows(means).rows
+            atoms = block_directions(means, block, rows, centre=centre, remove_shared=shared).atoms
             alike = coherence(atoms)
             found[str(block)] = {
                 **self._identified(atoms, block, means),
@@ -180,8 +191,9 @@ class Reader:
         "says nearest" is how often the nearest atom to a bare definition is a word of that definition.
         """
         rows = self.rows[block]
-        usable = self.good & (np.linalg.norm(rows, axis=1) <= NORM_LIMIT * means.median_norm[block])
-        owners = np.array([s.concept for s in self.unseen])
+        owners, chunks = self.of_atoms(means)
+        good = np.concatenate([good for _, _, good in chunks])
+        usable = good & (np.linalg.norm(rows, axis=1) <= NORM_LIMIT * means.median_norm[block])
         scores = {}
         for kind in ("word", *WITHOUT_WORD):
             of_kind = usable & (self.kinds == kind)
@@ -192,8 +204,9 @@ class Reader:
         nearest = in_parts(
             lambda z, _: (z @ atoms.T).argmax(axis=1), rows[alone] - means.ordinary(block), owners[alone]
         )
-        texts = [s.text.lower() for s, kept in zip(self.unseen, alone, strict=True) if kept]
-        names = [means.concepts[i].name.lower() for i in nearest]
+        texts = [s.text.lower() for s, read in zip(self.unseen, alone, strict=True) if read]
+        kept = kept_concepts(means, select_rows(means))
+        names = [kept[i].name.lower() for i in nearest]
         said = [
             re.search(rf"\b{re.escape(name)}s?\b", text) is not None
             for name, text in zip(names, texts, strict=True)

@@ -128,3 +128,30 @@ def test_identity_says_what_differs() -> None:
     ):
         with pytest.raises(ArtifactError, match=r"^here: the model identity must hold hidden_size"):
             ModelIdentity.from_dict(bad, "here")
+
+
+def test_atoms_may_be_made_while_they_are_written(tmp_path: Path) -> None:
+    whole = {
+        block: np.random.default_rng(block).standard_normal((N, D)).astype(np.float16) for block in (1, 4)
+    }
+    recipe: dict[str, Any] = {}
+
+    def source(block: int, bad: float = 1.0) -> Any:
+        def produce() -> Any:
+            recipe[str(block)] = float(np.abs(whole[block]).max())
+            yield whole[block][:3]
+            yield (whole[block][3:] * np.float16(bad)).astype(np.float16)
+
+        return "F16", (N, D), produce
+
+    made = make_dictionary(
+        tmp_path / "d", np.float16, atoms={block: source(block) for block in (1, 4)}, recipe=recipe
+    )
+    loaded = load_dictionary(made)
+    for block in (1, 4):
+        np.testing.assert_array_equal(loaded.atoms(block), whole[block])
+    assert set(loaded.recipe) == {"1", "4"}
+    for broken in (np.nan, np.inf):
+        with pytest.raises(ArtifactError, match=r"block\.4\.atoms"):
+            make_dictionary(tmp_path / "e", np.float16, atoms={1: source(1), 4: source(4, broken)})
+        assert not (tmp_path / "e").exists()

@@ -31,6 +31,7 @@ CASES = {
         "synthetic pack, topk",
         "synthetic pack, omp",
     },
+    "harvest_rate": {"harvest of one shard", "sums of one stimulus on the host"},
     "export_memory": {
         "export, in place",
         "export, in place, file not cached",

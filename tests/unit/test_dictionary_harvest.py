@@ -214,6 +214,10 @@ def test_activations_are_kept_in_the_same_pass(folder: Path, tmp_path: Path):
             mine = text == place
             assert token[mine].tolist() == list(range(1, len(expected) + 1))
             assert np.abs(rows[mine] - expected).max() <= 2**-8 * np.abs(expected).max()
+    # Beginning anew would leave a store of the old harvest.
+    with pytest.raises(ArtifactError, match="does not replace an activation store"):
+        harvest(folder, tmp_path / "m", activations=tmp_path / "s", norm_limit=2.0, overwrite=True)
+    assert tree(means.path) == tree(alone.path)
     # Means that are there do not keep a store from being filled.
     for file in (tmp_path / "s" / "commits").iterdir():
         file.unlink()

@@ -58,16 +58,12 @@ def test_two_workers_give_the_bytes_of_one_process(tmp_path: Path):
     part = plan(tmp_path / "many", CONCEPTS)
 
     ShardWorker(part, part.begin(*loaded()), *loaded()).make(3)
-    done = on_ray(
-        f"""
-means = harvest_on_ray(
-    partial(tiny_harvest.loaded_noting, {str(tmp_path / "processes")!r}),
-    tiny_harvest.plan(folder, {CONCEPTS}), workers=2, progress=False,
-)
+    code = f"""
+load = partial(tiny_harvest.loaded_noting, {str(tmp_path / "processes")!r})
+means = harvest_on_ray(load, tiny_harvest.plan(folder, {CONCEPTS}), workers=2, progress=False)
 print(len(means.missing), means.stimuli)
-""",
-        tmp_path / "many",
-    )
+"""
+    done = on_ray(code, tmp_path / "many")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-2:] == ["0", str(3 * CONCEPTS)]
     # Two workers at least; the one that began the folder may be a third.

@@ -160,6 +160,7 @@ def test_planted_atoms_are_found_and_others_are_not(
     wrong = plant(tmp_path / "wrong", reader, texts, [(i + 1) % 20 for i in range(20)])
     missed = identify(wrong, model, tokenizer, firsts, progress=False)
     assert [missed.top(block) for block in BLOCKS] == [0.0, 0.0]
+    assert [concept.name for concept in missed.concepts] == [s.name for s in firsts]
     rows = slow_readings(model, tokenizer, firsts, 3) - right.mean(3)
     np.testing.assert_array_equal(missed.ranks["ordinary"][3], rank_rows(rows, np.arange(20), wrong.atoms(3)))
     assert missed.top(3, 20) == 1.0

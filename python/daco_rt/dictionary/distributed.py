@@ -7,6 +7,7 @@ made again by another; a harvest that is stopped goes on, with Ray or without.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def harvest_on_ray(
     >>> harvest_on_ray(partial(load_torch, folder, "cuda", "bf16"), plan, workers=8, gpus=1)
     """
     ray = _ray()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if workers < 1:
         raise DacoError(f"workers must be at least 1, got {workers}")
     started = not ray.is_initialized()

@@ -18,7 +18,7 @@ from daco_rt.dictionary.items import HarvestItem, ItemTable
 from daco_rt.dictionary.means import ConceptMeans, begin_means, open_means
 from daco_rt.dictionary.positions import IMAGE_RULES, rule
 from daco_rt.dictionary.reading import ShardReader, measure_ordinary
-from daco_rt.errors import DacoError
+from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.models.residual import text_model_of
 from daco_rt.progress import progress as show
 from daco_rt.sae import ActivationStore, create_store
@@ -142,6 +142,11 @@ class HarvestPlan:
     def begin(self, model: torch.nn.Module, processor: Any, *, overwrite: bool = False) -> ConceptMeans:
         """Begin the folder, or check that it was begun by an equal plan; ordinary text is read if it is
         new."""
+        if overwrite and self.activations is not None and self.activations.exists():
+            raise ArtifactError(
+                f"{self.activations} is there already, and beginning anew does not replace an activation "
+                "store; delete it or choose another folder"
+            )
         recipe: dict[str, Any] = {
             "stimuli": len(self.table),
             "stimuli_sha256": self.table.sha256(),

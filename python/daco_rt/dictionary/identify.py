@@ -8,8 +8,8 @@ says at which blocks a dictionary can tell concepts apart.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -129,42 +129,80 @@ def identify(
     0.97
     """
     kept, owners, skipped = match_concepts(dictionary, stimuli)
-    limits = {block: NORM_LIMIT * dictionary.median_norm[block] for block in dictionary.blocks}
-    ranks = {
-        centre: {block: np.zeros(len(kept), np.int32) for block in dictionary.blocks}
-        for centre in READING_CENTRES
-    }
-    # A chunk must hold every kind of text in its share, whatever the order they came in.
+    # The first texts must hold every kind in its share, whatever the order they came in.
     order = np.random.default_rng(0).permutation(len(kept))
     shuffled = [kept[i] for i in order]
-    kinds = np.array([stimulus.kind for stimulus in shuffled], dtype=object)
-    middles: dict[int, dict[str, np.ndarray]] = {}
     silent = contextlib.nullcontext(lambda _: None)
     with show("identifying concepts", len(kept), unit="texts") if progress else silent as advance:
-        chunks = read_words(model, tokenizer, shuffled, dictionary.blocks, batch_tokens=batch_tokens)
-        for start, rows, good in chunks:
-            places = order[start : start + len(good)]
-            of_chunk = kinds[start : start + len(good)]
-            for block in dictionary.blocks:
-                read = rows[block]
-                usable = good & (np.linalg.norm(read, axis=1) <= limits[block])
-                known = middles.setdefault(block, {})
-                for kind in set(of_chunk) - known.keys():
-                    if (of_kind := usable & (of_chunk == kind)).any():
-                        known[kind] = read[of_kind].mean(axis=0)
-                ordinary = dictionary.mean(block)
-                own = np.stack([known.get(kind, ordinary) for kind in of_chunk])
-                atoms = dictionary.atoms(block)
-                for centre, middle in (("ordinary", ordinary), ("readings", own)):
-                    found = rank_rows(read - middle, owners[places], atoms)
-                    ranks[centre][block][places] = np.where(usable, found, 0)
-            advance(len(good))
+        readings = read_words(model, tokenizer, shuffled, dictionary.blocks, batch_tokens=batch_tokens)
+        found = rank_readings(dictionary, shuffled, owners[order], readings, skipped=skipped, advance=advance)
+    back = np.argsort(order)
+    return replace(
+        found,
+        concepts=tuple(found.concepts[i] for i in back),
+        kinds=tuple(found.kinds[i] for i in back),
+        ranks={
+            centre: {block: ranks[back] for block, ranks in by_block.items()}
+            for centre, by_block in found.ranks.items()
+        },
+    )
+
+
+def rank_readings(
+    dictionary: ConceptDictionary,
+    stimuli: Sequence[TextStimulus],
+    owners: np.ndarray,
+    readings: Iterable[tuple[int, Mapping[int, np.ndarray], np.ndarray]],
+    *,
+    skipped: Mapping[str, int] | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Identification:
+    """Rank the right concepts of readings that are there, or come, in the order of their texts.
+
+    Parameters
+    ----------
+    dictionary : the atoms.
+    stimuli : the texts that were read, [n], of all kinds mixed.
+    owners : [n], the atom of each text's concept.
+    readings : chunks as ``read_words`` yields them, at all of the dictionary's blocks.
+    skipped : reason → texts that were left out before.
+    advance : called with the number of texts after each chunk.
+
+    Example
+    -------
+    >>> chunks = list(read_words(model, tokenizer, unseen, dictionary.blocks))
+    >>> rank_readings(dictionary, unseen, owners, chunks).top(16)
+    0.97
+    """
+    limits = {block: NORM_LIMIT * dictionary.median_norm[block] for block in dictionary.blocks}
+    ranks = {
+        centre: {block: np.zeros(len(stimuli), np.int32) for block in dictionary.blocks}
+        for centre in READING_CENTRES
+    }
+    kinds = np.array([stimulus.kind for stimulus in stimuli], dtype=object)
+    middles: dict[int, dict[str, np.ndarray]] = {}
+    for start, rows, good in readings:
+        part = slice(start, start + len(good))
+        for block in dictionary.blocks:
+            read = rows[block]
+            usable = good & (np.linalg.norm(read, axis=1) <= limits[block])
+            known = middles.setdefault(block, {})
+            for kind in set(kinds[part]) - known.keys():
+                if (of_kind := usable & (kinds[part] == kind)).any():
+                    known[kind] = read[of_kind].mean(axis=0)
+            ordinary = dictionary.mean(block)
+            own = np.stack([known.get(kind, ordinary) for kind in kinds[part]])
+            atoms = dictionary.atoms(block)
+            for centre, middle in (("ordinary", ordinary), ("readings", own)):
+                found = rank_rows(read - middle, owners[part], atoms)
+                ranks[centre][block][part] = np.where(usable, found, 0)
+        advance(len(good))
     return Identification(
         dictionary.size,
         tuple(dictionary.concepts[i] for i in owners),
-        tuple(stimulus.kind for stimulus in kept),
+        tuple(kinds),
         ranks,
-        skipped,
+        dict(skipped or {}),
     )
 
 

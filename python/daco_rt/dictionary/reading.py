@@ -76,13 +76,15 @@ class ShardReader:
             If the model gives NaN or Inf for an item.
         """
         losses, width = Losses(), self._width()
-        sums = _Sums(rows, signs, self.blocks, width)
+        sums = MeanSums(rows, signs, self.blocks, width)
         kept: dict[int, dict[int, np.ndarray]] = {}
         read = 0
         for stimuli in self.encoder.encode(items, first, losses):
             wanted = [stimulus for stimulus in stimuli if keep or stimulus.positions]
             for batch in self._batches(wanted, kept if keep else None):
-                sums.add(batch)
+                found = batch.fetch()
+                for row, stimulus in enumerate(batch.stimuli):
+                    sums.take(found[:, row], stimulus.item.concept, stimulus.item.sign, stimulus.item.id)
                 read += len(batch.stimuli)
                 advance(len(batch.stimuli))
         advance(len(items) - read)
@@ -131,10 +133,15 @@ class ShardReader:
             if stimulus.tokens.image is not None:
                 picture[row, :count] = torch.from_numpy(stimulus.tokens.image[stimulus.positions])
         home = streams[self.blocks[0]].device
+        # A model may be spread over devices. A copy that blocked would wait for the whole forward pass.
+        there_on = {
+            device: [t.to(device, non_blocking=True) for t in (index, valid, picture)]
+            for device in {stream.device for stream in streams.values()}
+        }
         parts = []
         for block in self.blocks:
             stream = streams[block]
-            place, there, image = (t.to(stream.device) for t in (index, valid, picture))
+            place, there, image = there_on[stream.device]
             member = torch.arange(len(stimuli), device=stream.device)[:, None]
             found = stream[member, place].float()
             bad = there & ~torch.isfinite(found).all(dim=-1)
@@ -170,7 +177,7 @@ def _to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
     return fetch
 
 
-class _Sums:
+class MeanSums:
     """Welford's running mean and squared distance, float64, of each concept, sign and block of a shard."""
 
     def __init__(self, rows: range, signs: Sequence[int], blocks: tuple[int, ...], width: int) -> None:
@@ -181,26 +188,37 @@ class _Sums:
         self.square = np.zeros(shape)
         self.rejected = np.zeros(len(blocks), np.int64)
 
-    def add(self, batch: _Batch) -> None:
-        """Take in the readings of a batch, in its order."""
-        found = batch.fetch()
-        for row, stimulus in enumerate(batch.stimuli):
-            readings, (kept, rejected, bad) = found[:, row, :-3], found[:, row, -3:].T
-            if bad.any():
-                block = self.blocks[int(np.flatnonzero(bad)[0])]
-                raise DacoError(
-                    f"stimulus {stimulus.item.id!r} of concept {stimulus.item.concept} gives NaN or Inf at "
-                    f"block {block}; leave it out, or run the model in fp32"
-                )
-            self.rejected += rejected.astype(np.int64)
-            inside = kept > 0
-            if not inside.any():
-                continue
-            at = self.signs.index(stimulus.item.sign), stimulus.item.concept - self.rows.start
-            self.count[at] += inside
-            step = (readings - self.mean[at]) * inside[:, None]
-            self.mean[at] += step / np.maximum(self.count[at], 1)[:, None]
-            self.square[at] += (step * (readings - self.mean[at])).sum(axis=1)
+    def take(self, found: np.ndarray, concept: int, sign: int, name: str) -> None:
+        """Take in one stimulus.
+
+        Parameters
+        ----------
+        found : [blocks, d + 3]: readings, then positions kept, rejected, and not finite.
+        concept, sign : what it is a stimulus of.
+        name : what to call it.
+
+        Raises
+        ------
+        DacoError
+            If a value is not finite.
+        """
+        readings, (kept, rejected, bad) = found[:, :-3], found[:, -3:].T
+        if bad.any():
+            block = self.blocks[int(np.flatnonzero(bad)[0])]
+            raise DacoError(
+                f"stimulus {name!r} of concept {concept} gives NaN or Inf at block {block}; leave it out, or "
+                "run the model in fp32"
+            )
+        self.rejected += rejected.astype(np.int64)
+        inside = kept > 0
+        if not inside.any():
+            return
+        at = self.signs.index(sign), concept - self.rows.start
+        self.count[at] += inside
+        # Where nothing was kept the step is zero, so neither mean nor square moves.
+        step = (readings - self.mean[at]) * inside[:, None]
+        self.mean[at] += step / np.maximum(self.count[at], 1)[:, None]
+        self.square[at] += np.einsum("bd,bd->b", step, readings - self.mean[at])
 
     def finish(self, stimuli: int, losses: Losses) -> ShardMeans:
         """Return the shard's result."""

@@ -114,13 +114,13 @@ def read_batches(
         raise DacoError(f"blocks must be one or more of 0 to {count - 1}, got {list(blocks)}")
     weight = text.embed_tokens.weight
     with _hooks(text, wanted) as seen:
-        for batch in _batches([len(row) for row in ids], batch_tokens):
+        for batch in length_batches([len(row) for row in ids], batch_tokens):
             longest = max(len(ids[i]) for i in batch)
             # Padding goes to the right, where causal attention keeps it from what is read.
             padded = torch.zeros((len(batch), longest), dtype=torch.long)
             for row, i in enumerate(batch):
                 padded[row, : len(ids[i])] = torch.tensor(ids[i])
-            inputs = {"input_ids": padded.to(weight.device)}
+            inputs = {"input_ids": padded.to(weight.device, non_blocking=True)}
             further = _joined([extras[i] for i in batch], weight) if extras is not None else {}
             with torch.inference_mode(), contextlib.suppress(_Enough):
                 (model if further else text)(**inputs, **further, use_cache=False)
@@ -144,7 +144,16 @@ class _Enough(Exception):
     """Leaves the forward pass once the last wanted block has been read."""
 
 
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Yield the sequences that run together, the shortest first; those without a token are left out.
+
+    A batch has at most ``batch_tokens`` tokens, padding included, unless one sequence alone is longer.
+
+    Example
+    -------
+    >>> list(length_batches([3, 9, 4], 8))
+    [[0, 2], [1]]
+    """
     batch: list[int] = []
     for i in sorted((i for i, n in enumerate(lengths) if n), key=lambda i: (lengths[i], i)):
         # Lengths rise, so the newest text is the longest of its batch.

@@ -1,0 +1,333 @@
+"""Harvest of concept means: stimuli a second against the bare model, memory against the number of stimuli.
+
+    python benchmarks/harvest_rate.py            # about ten minutes, smol-internvl
+    python benchmarks/harvest_rate.py --quick    # pocket-internvl, seconds
+
+Rate: one shard, from its texts to its committed file (tokens, forward passes, gathering, sums, writing), in
+turns with the forward passes alone: the same padded batches, in a text model that ends at the last block that
+is read. Memory: the peak of a fresh process that harvests so many stimuli at early blocks, where a pass is
+short and the batches are as large. The last part is a calculation, not a measurement: what the rates mean for
+a 7B model on eight GPUs, with every assumption in the report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import Check, Report, Row, Target, arguments, print_table
+from timing import against, in_turns, spread
+
+from daco_rt.concepts import make_stimuli, shipped_table
+from daco_rt.dictionary.encode import Losses
+from daco_rt.dictionary.harvest import HarvestPlan, ShardWorker
+from daco_rt.dictionary.items import ItemTable, table_concepts, text_items
+from daco_rt.dictionary.means import ConceptMeans
+from daco_rt.dictionary.reading import MeanSums
+from daco_rt.models import model_identity, resolve_checkpoint
+from daco_rt.models.loading import load_torch
+from daco_rt.models.residual import length_batches, read_blocks, text_model_of
+
+BATCH_TOKENS = 2048
+
+# Run in a process of its own; VmHWM counts only its own memory, unlike what wait4 reports of a child.
+MEMORY = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from harvest_rate import peak_mb, plan_for, loaded
+import torch
+torch.set_num_threads(1)
+checkpoint, output = sys.argv[2], Path(sys.argv[3])
+stimuli, blocks = int(sys.argv[4]), json.loads(sys.argv[5])
+model, tokenizer, identity = loaded(checkpoint)
+before = peak_mb()
+plan = plan_for(identity, output, stimuli, blocks)
+means = plan.run(model, tokenizer, progress=False)
+found = {"peak": peak_mb(), "loaded": before, "stimuli": means.stimuli, "shards": means.shards.count}
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is run: checkpoint, blocks, stimuli of the timed shard, and of the processes that are weighed."""
+
+    checkpoint: str
+    blocks: tuple[int, ...]
+    stimuli: int
+    memory_blocks: tuple[int, ...]
+    memory_stimuli: tuple[int, ...]
+    rounds: int
+
+
+FULL = Size("smol-internvl", (15, 16, 17, 18, 19), 512, (1,), (500, 2_000, 8_000), 5)
+QUICK = Size("pocket-internvl", (2, 3), 64, (1,), (50,), 2)
+
+# The calculation's assumptions; each is a plain number that a reader may replace.
+ASSUMED: dict[str, float] = {
+    "model_parameters": 7e9,
+    "blocks_of_model": 28,
+    "last_block_read": 19,
+    "blocks_read": 5,
+    "width": 3584,
+    "concepts": 15_000,
+    "pairs_a_concept": 27,
+    "text_tokens": 24,
+    "picture_tokens": 300,
+    "vision_flop_a_picture": 0.6e12,
+    "gpus": 8,
+    "gpu_peak_flop_a_second": 989e12,
+    "share_of_peak": 0.4,
+    "cpu_seconds_to_prepare_a_picture": 0.02,
+    "cpu_threads_a_gpu": 8,
+}
+
+
+def loaded(checkpoint: str) -> tuple[Any, Any, Any]:
+    """Return model, tokenizer and identity of a built-in checkpoint."""
+    found = resolve_checkpoint(None, checkpoint)
+    return *load_torch(found.path, "cpu", "fp32"), model_identity(found)
+
+
+def plan_for(identity: Any, output: Path, stimuli: int, blocks: tuple[int, ...]) -> HarvestPlan:
+    """Plan a harvest of so many stimuli: seven texts a concept of the package's table."""
+    table = shipped_table()[: -(-stimuli // 7)]
+    items = list(text_items(make_stimuli(table).stimuli))[:stimuli]
+    concepts = table_concepts(table)
+    return HarvestPlan(
+        concepts, ItemTable(items, len(concepts)), tuple(blocks), output, identity, batch_tokens=BATCH_TOKENS
+    )
+
+
+def peak_mb() -> float:
+    """Return the most memory that this process has held."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1e3
+    return float("nan")
+
+
+def measure_rate(size: Size, scratch: Path, threads: int, settings: dict[str, Any]) -> Iterator[Row]:
+    """Time one shard against its bare forward passes."""
+    torch.set_num_threads(threads)
+    model, tokenizer, identity = loaded(size.checkpoint)
+    plan = plan_for(identity, scratch / "rate", size.stimuli, size.blocks)
+    # One shard holds all of them.
+    object.__setattr__(plan, "concepts_per_shard", len(plan.concepts))
+    means = plan.begin(model, tokenizer)
+    worker = ShardWorker(plan, means, model, tokenizer)
+
+    # What runs bare: the batches of the harvest, padded alike, in a model that has no later block.
+    stimuli = [s for part in plan.encoder(tokenizer).encode(list(plan.table), 0, Losses()) for s in part]
+    ids = [stimulus.tokens.ids for stimulus in stimuli]
+    batches = []
+    for members in length_batches([len(row) for row in ids], BATCH_TOKENS):
+        padded = torch.zeros((len(members), max(len(ids[i]) for i in members)), dtype=torch.long)
+        for row, i in enumerate(members):
+            padded[row, : len(ids[i])] = torch.tensor(ids[i])
+        batches.append(padded)
+    text = text_model_of(model)
+
+    def bare(_: int) -> None:
+        layers = text.layers
+        text.layers = layers[: size.blocks[-1] + 1]
+        try:
+            with torch.inference_mode():
+                for padded in batches:
+                    text(input_ids=padded, use_cache=False)
+        finally:
+            text.layers = layers
+
+    times = in_turns(
+        {"harvest": lambda _: worker.make(0), "bare": bare}, seconds=1e9, least=size.rounds, most=size.rounds
+    )
+    mine, other = times["harvest"], times["bare"]
+    tokens, computed = sum(map(len, ids)), sum(padded.numel() for padded in batches)
+    settings |= {"batch_tokens": BATCH_TOKENS, "batches": len(batches)}
+    yield Row(
+        case="harvest of one shard",
+        shape={"stimuli": size.stimuli, "tokens": tokens, "blocks": len(size.blocks), "d": means.dim},
+        dtype="fp32",
+        threads=threads,
+        **spread(mine),
+        floor_ms=None,
+        floor_bytes=None,
+        percent_of_floor=None,
+        baseline="bare forward of the same batches, ended at the last block read",
+        baseline_ms=float(np.median(other)) * 1e3,
+        ratio=against(mine, other),
+        peak_memory_mb=None,
+        check=check(means, plan, model, ids, stimuli),
+        extra={
+            "stimuli_per_s": size.stimuli / float(np.median(mine)),
+            "bare_stimuli_per_s": size.stimuli / float(np.median(other)),
+            "tokens_per_s": tokens / float(np.median(mine)),
+            "padding_percent": 100 * (1 - tokens / computed),
+        },
+    )
+
+
+def check(means: ConceptMeans, plan: HarvestPlan, model: Any, ids: list, stimuli: list) -> Check:
+    """The shard's means equal the mean of the readings one by one, in float64."""
+    block = plan.blocks[-1]
+    sums = np.zeros((len(plan.concepts), means.dim))
+    counts = np.zeros(len(plan.concepts), int)
+    for i, streams in read_blocks(model, ids, [block], batch_tokens=BATCH_TOKENS):
+        row = streams[block][stimuli[i].positions[0]].double().numpy()
+        if np.linalg.norm(row) <= plan.norm_limit * means.median_norm[block]:
+            sums[stimuli[i].item.concept] += row
+            counts[stimuli[i].item.concept] += 1
+    expected = sums / np.maximum(counts, 1)[:, None]
+    error = float(np.abs(means.mean(block) - expected).max() / np.abs(expected).max())
+    same = bool((means.count(block) == counts).all())
+    return Check(same and error <= 1e-5, f"means by hand, float64: {error:.1e} of the largest value")
+
+
+def measure_memory(size: Size, scratch: Path) -> list[dict[str, Any]]:
+    """Weigh a fresh process for each number of stimuli."""
+    rows = []
+    for stimuli in size.memory_stimuli:
+        output = scratch / f"memory-{stimuli}"
+        command = [sys.executable, "-c", MEMORY, str(Path(__file__).parent), size.checkpoint, str(output)]
+        done = subprocess.run(
+            [*command, str(stimuli), json.dumps(size.memory_blocks)],
+            capture_output=True, text=True, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        found = json.loads(done.stdout)
+        shutil.rmtree(output)
+        if found["stimuli"] != stimuli:
+            raise SystemExit(f"{found['stimuli']} of {stimuli} stimuli were read")
+        rows.append(
+            {
+                "stimuli": stimuli,
+                "shards": found["shards"],
+                "peak_mb": round(found["peak"], 1),
+                "with_model_loaded_mb": round(found["loaded"], 1),
+            }
+        )
+    return rows
+
+
+def measure_sums(size: Size) -> Row:
+    """Time the running sums, which the host does while a GPU runs, at the width of a 7B model."""
+    blocks, width = int(ASSUMED["blocks_read"]), int(ASSUMED["width"])
+    count = 20 if size is QUICK else 200
+    draw = np.random.default_rng(0)
+    found = np.concatenate(
+        [draw.standard_normal((blocks, count, width), np.float32), np.zeros((blocks, count, 3), np.float32)],
+        2,
+    )
+    found[:, :, -3] = 1
+
+    def add(_: int) -> MeanSums:
+        sums = MeanSums(range(10), (1,), tuple(range(blocks)), width)
+        for i in range(count):
+            sums.take(found[:, i], i % 10, 1, "")
+        return sums
+
+    def at_once(_: int) -> np.ndarray:
+        rows = found[:, :, :-3].reshape(blocks, count // 10, 10, width).astype(np.float64)
+        mean: np.ndarray = rows.mean(axis=1)
+        return mean
+
+    error = float(np.abs(add(0).mean[0].swapaxes(0, 1) - at_once(0)).max())
+    times = in_turns({"sums": add, "mean": at_once}, seconds=5.0, most=10)
+    mine, other = times["sums"] / count, times["mean"] / count
+    return Row(
+        case="sums of one stimulus on the host",
+        shape={"blocks": blocks, "d": width},
+        dtype="fp64",
+        threads=1,
+        **spread(mine),
+        floor_ms=None,
+        floor_bytes=None,
+        percent_of_floor=None,
+        baseline="numpy's mean of all rows at once, without spread",
+        baseline_ms=float(np.median(other)) * 1e3,
+        ratio=against(mine, other),
+        peak_memory_mb=None,
+        check=Check(error <= 1e-12, f"mean in one go: {error:.1e}"),
+    )
+
+
+def extrapolate(share: float, sums_s: float) -> dict[str, Any]:
+    """Calculate the time of a full harvest on eight GPUs from the assumptions and two measured figures."""
+    a = ASSUMED
+    pairs = a["concepts"] * a["pairs_a_concept"]
+    used = (a["last_block_read"] + 1) / a["blocks_of_model"]
+    speed = a["gpu_peak_flop_a_second"] * a["share_of_peak"] * share
+    found = {}
+    for kind in ("text", "picture"):
+        flop = 2 * a["model_parameters"] * used * a[f"{kind}_tokens"]
+        host = sums_s
+        if kind == "picture":
+            flop += a["vision_flop_a_picture"]
+            host += a["cpu_seconds_to_prepare_a_picture"] / a["cpu_threads_a_gpu"]
+        # The host's work is done while the device runs; whichever is slower decides.
+        each = max(flop / speed, host)
+        found[kind] = {
+            "flop_a_stimulus": flop,
+            "device_seconds_a_stimulus": flop / speed,
+            "host_seconds_a_stimulus": host,
+            "stimuli_per_s_a_gpu": 1 / each,
+            "minutes_for_all_on_all_gpus": pairs * each / a["gpus"] / 60,
+        }
+    return {
+        "kind": "calculation; nothing of it was run on a GPU",
+        "assumptions": ASSUMED,
+        "measured": {"share_of_bare_forward": share, "sums_seconds_a_stimulus": sums_s},
+        "pairs": pairs,
+        "result": found,
+    }
+
+
+def targets(rows: list[Row], memory: list[dict[str, Any]]) -> list[Target]:
+    """Hold rate and memory against their goals."""
+    rate = next(row for row in rows if row.case == "harvest of one shard")
+    peaks = [row["peak_mb"] for row in memory]
+    growth, ratio = max(peaks) / peaks[0] - 1, rate.ratio or 0.0
+    return [
+        Target("stimuli a second, of the bare forward's", "≥ 90 %", f"{100 * ratio:.0f} %", ratio >= 0.9),
+        Target(
+            "peak memory over that of the fewest stimuli", "≤ 5 %", f"{100 * growth:+.1f} %", growth <= 0.05
+        ),
+    ]
+
+
+def main() -> int:
+    options = arguments(__doc__, "harvest-rate", lambda p: p.add_argument("--threads", type=int, default=1))
+    size = QUICK if options.quick else FULL
+    settings: dict[str, Any] = {
+        "threads": [options.threads],
+        "checkpoint": size.checkpoint,
+        "blocks": size.blocks,
+        "memory_blocks": size.memory_blocks,
+    }
+    report = Report("harvest_rate", options.quick, settings, shown=("stimuli_per_s", "bare_stimuli_per_s"))
+    with tempfile.TemporaryDirectory(prefix="daco-rt-bench-") as folder:
+        report.rows.extend(measure_rate(size, Path(folder), options.threads, settings))
+        torch.set_num_threads(1)
+        report.rows.append(measure_sums(size))
+        settings["memory"] = measure_memory(size, Path(folder))
+    titles = tuple(settings["memory"][0])
+    print_table(titles, [tuple(str(row[key]) for key in titles) for row in settings["memory"]])
+    rate, sums = report.rows[0], report.rows[1]
+    settings["extrapolation"] = extrapolate(rate.ratio or 0.0, sums.median_ms / 1e3)
+    if not options.quick:
+        report.targets = targets(report.rows, settings["memory"])
+    return report.finish(options.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
