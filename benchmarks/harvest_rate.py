@@ -5,9 +5,10 @@
 
 Rate: one shard, from its texts to its committed file (tokens, forward passes, gathering, sums, writing), in
 turns with the forward passes alone: the same padded batches, in a text model that ends at the last block that
-is read. Memory: the peak of a fresh process that harvests so many stimuli at early blocks, where a pass is
-short and the batches are as large. The last part is a calculation, not a measurement: what the rates mean for
-a 7B model on eight GPUs, with every assumption in the report.
+is read. Both in wall time and in processor time, which others on the machine disturb less. Memory: the peak
+of a fresh process that harvests so many stimuli at an early block, where a pass is short and the batches are
+as large. The last part is a calculation, not a measurement: what the rates mean for a 7B model on eight GPUs,
+with every assumption in the report.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import Check, Report, Row, Target, arguments, print_table
-from timing import against, in_turns, spread
+from timing import against, in_turns, settle, spread
 
 from daco_rt.concepts import make_stimuli, shipped_table
 from daco_rt.dictionary.encode import Losses
@@ -51,6 +53,9 @@ torch.set_num_threads(1)
 checkpoint, output = sys.argv[2], Path(sys.argv[3])
 stimuli, blocks = int(sys.argv[4]), json.loads(sys.argv[5])
 model, tokenizer, identity = loaded(checkpoint)
+# A mapped table of embeddings fills as new words are met; a copy in memory does not.
+for parameter in model.parameters():
+    parameter.data = parameter.data.clone()
 before = peak_mb()
 plan = plan_for(identity, output, stimuli, blocks)
 means = plan.run(model, tokenizer, progress=False)
@@ -71,7 +76,7 @@ class Size:
     rounds: int
 
 
-FULL = Size("smol-internvl", (15, 16, 17, 18, 19), 512, (1,), (500, 2_000, 8_000), 5)
+FULL = Size("smol-internvl", (15, 16, 17, 18, 19), 256, (1,), (500, 2_000, 8_000), 4)
 QUICK = Size("pocket-internvl", (2, 3), 64, (1,), (50,), 2)
 
 # The calculation's assumptions; each is a plain number that a reader may replace.
@@ -139,7 +144,7 @@ def measure_rate(size: Size, scratch: Path, threads: int, settings: dict[str, An
         batches.append(padded)
     text = text_model_of(model)
 
-    def bare(_: int) -> None:
+    def bare() -> None:
         layers = text.layers
         text.layers = layers[: size.blocks[-1] + 1]
         try:
@@ -149,10 +154,8 @@ def measure_rate(size: Size, scratch: Path, threads: int, settings: dict[str, An
         finally:
             text.layers = layers
 
-    times = in_turns(
-        {"harvest": lambda _: worker.make(0), "bare": bare}, seconds=1e9, least=size.rounds, most=size.rounds
-    )
-    mine, other = times["harvest"], times["bare"]
+    wall, used = in_pairs({"harvest": lambda: worker.make(0), "bare": bare}, size.rounds)
+    mine, other = wall["harvest"], wall["bare"]
     tokens, computed = sum(map(len, ids)), sum(padded.numel() for padded in batches)
     settings |= {"batch_tokens": BATCH_TOKENS, "batches": len(batches)}
     yield Row(
@@ -172,10 +175,28 @@ def measure_rate(size: Size, scratch: Path, threads: int, settings: dict[str, An
         extra={
             "stimuli_per_s": size.stimuli / float(np.median(mine)),
             "bare_stimuli_per_s": size.stimuli / float(np.median(other)),
+            "processor_ratio": against(used["harvest"], used["bare"]),
+            "processor_ms": float(np.median(used["harvest"])) * 1e3,
             "tokens_per_s": tokens / float(np.median(mine)),
             "padding_percent": 100 * (1 - tokens / computed),
         },
     )
+
+
+def in_pairs(
+    functions: dict[str, Callable[[], object]], rounds: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Time functions in turns, after a round that is thrown away; return seconds of wall and processor."""
+    wall: dict[str, list[float]] = {name: [] for name in functions}
+    used: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, function in functions.items():
+            settle()
+            began, began_used = time.perf_counter(), time.process_time()
+            function()
+            used[name].append(time.process_time() - began_used)
+            wall[name].append(time.perf_counter() - began)
+    return tuple({n: np.array(t[1:]) for n, t in times.items()} for times in (wall, used))  # type: ignore
 
 
 def check(means: ConceptMeans, plan: HarvestPlan, model: Any, ids: list, stimuli: list) -> Check:
@@ -296,9 +317,9 @@ def targets(rows: list[Row], memory: list[dict[str, Any]]) -> list[Target]:
     """Hold rate and memory against their goals."""
     rate = next(row for row in rows if row.case == "harvest of one shard")
     peaks = [row["peak_mb"] for row in memory]
-    growth, ratio = max(peaks) / peaks[0] - 1, rate.ratio or 0.0
+    growth, ratio = max(peaks) / peaks[0] - 1, float(rate.extra["processor_ratio"])
     return [
-        Target("stimuli a second, of the bare forward's", "≥ 90 %", f"{100 * ratio:.0f} %", ratio >= 0.9),
+        Target("stimuli a processor second, of the bare's", "≥ 90 %", f"{100 * ratio:.0f} %", ratio >= 0.9),
         Target(
             "peak memory over that of the fewest stimuli", "≤ 5 %", f"{100 * growth:+.1f} %", growth <= 0.05
         ),
@@ -314,7 +335,12 @@ def main() -> int:
         "blocks": size.blocks,
         "memory_blocks": size.memory_blocks,
     }
-    report = Report("harvest_rate", options.quick, settings, shown=("stimuli_per_s", "bare_stimuli_per_s"))
+    report = Report(
+        "harvest_rate",
+        options.quick,
+        settings,
+        shown=("stimuli_per_s", "bare_stimuli_per_s", "processor_ratio"),
+    )
     with tempfile.TemporaryDirectory(prefix="daco-rt-bench-") as folder:
         report.rows.extend(measure_rate(size, Path(folder), options.threads, settings))
         torch.set_num_threads(1)
@@ -323,7 +349,7 @@ def main() -> int:
     titles = tuple(settings["memory"][0])
     print_table(titles, [tuple(str(row[key]) for key in titles) for row in settings["memory"]])
     rate, sums = report.rows[0], report.rows[1]
-    settings["extrapolation"] = extrapolate(rate.ratio or 0.0, sums.median_ms / 1e3)
+    settings["extrapolation"] = extrapolate(float(rate.extra["processor_ratio"]), sums.median_ms / 1e3)
     if not options.quick:
         report.targets = targets(report.rows, settings["memory"])
     return report.finish(options.output)
