@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from corpus_models import save_embedder
 from corpus_samples import picture
 
+PROBLEMS = {"line is not caption and url": 1, "picture broken": 1}
 NAMES = ("dagger", "soup", "truck", "house", "lake")
 
 
@@ -36,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"a {('old', 'red', 'big', 'new')[i // 5 % 4]} {NAMES[i % 5]} {'x' * (i // 20)}\thttp://x/{i}\n"
         )
     (path / "images" / "7.png").write_bytes(b"broken")
-    (path / "t.tsv").write_text("".join(lines))
+    (path / "t.tsv").write_text("".join(lines) + "no address\n")
     save_embedder(path / "clip", "clip")
     save_embedder(path / "bert", "bert")
     return path
@@ -53,7 +54,7 @@ def test_pairs_by_joint_distance(place: Path, tmp_path: Path, capsys: pytest.Cap
     assert run(place, output, *options) == 0
     said = json.loads(capsys.readouterr().out)
     table = load_pairs(output)
-    assert said["pairs"] == table.num_rows > 0 and said["problems"] == {"picture broken": 1}
+    assert said["pairs"] == table.num_rows > 0 and said["problems"] == PROBLEMS
     rows = table.to_pylist()
     assert "7" not in {row["pair"] for row in rows}
     for sign in (1, -1):
@@ -74,7 +75,7 @@ def test_pairs_by_joint_distance(place: Path, tmp_path: Path, capsys: pytest.Cap
     before = output.read_bytes()
     assert run(place, output, *options) == 2 and "already exists" in capsys.readouterr().err
     assert run(place, output, *options, "--force") == 0 and output.read_bytes() == before
-    capsys.readouterr()
+    assert json.loads(capsys.readouterr().out)["problems"] == PROBLEMS
     other = ("--embedder", str(place / "clip"), "--embeddings", str(tmp_path / "p.embeddings"))
     assert run(place, tmp_path / "q.parquet", *other, "--minimum", "2", "--gloss", "--seed", "3") == 0
     assert "wrote" in capsys.readouterr().out
