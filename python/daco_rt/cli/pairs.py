@@ -142,7 +142,7 @@ def _clip(arguments: argparse.Namespace, corpus: Any, table: Any) -> Any:
             "the captions alone as text:FILE"
         )
     folder = arguments.embeddings or arguments.output.with_suffix(".embeddings")
-    store = embed_corpus(corpus, encoder, folder, batch=arguments.batch or 64)
+    store = embed_corpus(corpus, encoder, folder, batch=64 if arguments.batch is None else arguments.batch)
     corpus.problems = store.problems()
     options = {
         name: getattr(arguments, name)

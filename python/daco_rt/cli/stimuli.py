@@ -20,7 +20,7 @@ examples:
   daco-rt stimuli concepts.jsonl.gz --output texts.jsonl.gz --count 27
   daco-rt stimuli concepts.jsonl --output texts.jsonl --kind definition --kind example --minimum 3
   daco-rt stimuli built-in --corpus cc3m:Train_GCC-training.tsv --images images \\
-      --embedder openai/clip-vit-base-patch32 --output pairs.parquet
+      --embedder openai/clip-vit-large-patch14 --output pairs.parquet
   daco-rt stimuli built-in --corpus folder:pictures --retriever lexical --output pairs.parquet
 
   daco-rt stimuli built-in --output texts.jsonl.gz --held-out unseen.jsonl.gz

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from daco_rt.corpus.pairs import Corpus, Pair, Problems
 from daco_rt.errors import DacoError
 from daco_rt.progress import progress as show
 
+WORKERS = min(8, os.cpu_count() or 1)
+
 
 def embed_corpus(
     corpus: Corpus,
@@ -22,13 +26,14 @@ def embed_corpus(
     output: str | Path,
     *,
     batch: int = 64,
+    workers: int = WORKERS,
     shard_pairs: int = SHARD,
     progress: bool = True,
 ) -> EmbeddingStore:
     """Embed every caption of a corpus, and every picture if encoder and corpus have them.
 
-    Pairs whose picture cannot be opened get no row; they are counted and listed in the commits, and in
-    ``corpus.problems``.
+    Pairs whose picture cannot be opened get no row; ``EmbeddingStore.problems`` lists them and what the
+    reader skipped.
 
     Parameters
     ----------
@@ -36,7 +41,8 @@ def embed_corpus(
     encoder : see ``load_encoder``.
     output : the store's folder.
     batch : texts and pictures in one forward pass.
-    shard_pairs : pairs of the corpus behind one shard: what an interruption can cost.
+    workers : threads that read and decode pictures while the encoder computes; two batches are held at a
+    time. shard_pairs : pairs of the corpus behind one shard: what an interruption can cost.
     progress : show a bar with rate and remaining time on standard error.
 
     Raises
@@ -54,6 +60,8 @@ def embed_corpus(
     """
     if batch < 1:
         raise DacoError(f"the batch must be at least 1, got {batch}")
+    if workers < 1:
+        raise DacoError(f"at least one worker must read pictures, got {workers}")
     images = corpus.has_images and encoder.has_images
     store = create_embeddings(
         output,
@@ -70,7 +78,9 @@ def embed_corpus(
     with show("embedding", corpus.size, unit="pairs", shown=progress) as advance:
         for shard, share in enumerate(_shares(corpus, shard_pairs)):
             if not store.committed(shard):
-                pairs, text, image, problems = _embed(share, corpus, encoder, batch, images, advance)
+                pairs, text, image, problems = _embed(
+                    share, corpus if images else None, encoder, batch, workers, advance
+                )
                 store.add(shard, pairs, text, image, problems)
             else:
                 advance(len(share))
@@ -78,38 +88,58 @@ def embed_corpus(
             raise DacoError(
                 f"the corpus has no usable pair ({dict(corpus.problems.counts)}); see its problems"
             )
-        store.finish(shard + 1)
+        store.finish(shard + 1, corpus.problems)
     if store.rows == 0:
         raise DacoError(f"no pair of the corpus could be embedded ({dict(store.problems().counts)})")
     return store
 
 
 def _embed(
-    share: list[Pair], corpus: Corpus, encoder: Encoder, batch: int, images: bool, advance: Any
+    share: list[Pair], corpus: Corpus | None, encoder: Encoder, batch: int, workers: int, advance: Any
 ) -> tuple[list[Pair], np.ndarray, np.ndarray | None, Problems]:
+    """Embed one share; ``corpus`` opens the pictures, None leaves them out."""
     kept: list[Pair] = []
     problems = Problems()
-    texts, pictures = [], []
-    for start in range(0, len(share), batch):
-        part = share[start : start + batch]
-        if images:
-            opened = []
-            for pair in part:
-                try:
-                    opened.append((pair, corpus.open_image(pair.image_ref)))
-                except DacoError as error:
-                    problems.add("picture broken", pair.id, str(error))
-                    corpus.problems.add("picture broken", pair.id, str(error))
-            part = [pair for pair, _ in opened]
-            if part:
-                pictures.append(encoder.images([picture for _, picture in opened]))
-        if part:
-            texts.append(encoder.texts([pair.caption for pair in part]))
-        kept += part
-        advance(min(batch, len(share) - start))
     empty = np.zeros((0, encoder.dim), np.float32)
-    text = np.concatenate([empty, *texts])
-    return kept, text, np.concatenate([empty, *pictures]) if images else None, problems
+    texts, pictures = [empty], [empty]
+    parts = [share[start : start + batch] for start in range(0, len(share), batch)]
+    with ThreadPoolExecutor(workers) as pool:
+        opening = _ahead(pool, corpus, parts) if corpus is not None else None
+        for part in parts:
+            size = len(part)
+            if opening is not None:
+                opened = list(zip(part, next(opening), strict=True))
+                for pair, found in opened:
+                    if isinstance(found, DacoError):
+                        problems.add("picture broken", pair.id, str(found))
+                good = [(pair, found) for pair, found in opened if not isinstance(found, DacoError)]
+                part = [pair for pair, _ in good]
+                if part:
+                    pictures.append(encoder.images([picture for _, picture in good]))
+            if part:
+                texts.append(encoder.texts([pair.caption for pair in part]))
+            kept += part
+            advance(size)
+    return kept, np.concatenate(texts), np.concatenate(pictures) if corpus is not None else None, problems
+
+
+def _ahead(pool: ThreadPoolExecutor, corpus: Corpus, parts: list[list[Pair]]) -> Iterator[list[Any]]:
+    """Yield each part's pictures, or the errors in their places, while the next part's are being opened."""
+
+    def attempt(pair: Pair) -> Any:
+        try:
+            return corpus.open_image(pair.image_ref)
+        except DacoError as error:
+            return error
+
+    waiting = None
+    for part in parts:
+        begun = [pool.submit(attempt, pair) for pair in part]
+        if waiting is not None:
+            yield [future.result() for future in waiting]
+        waiting = begun
+    if waiting is not None:
+        yield [future.result() for future in waiting]
 
 
 def _shares(corpus: Corpus, size: int) -> Iterator[list[Pair]]:

@@ -80,12 +80,12 @@ class EmbeddingStore:
         return int(self._starts[-1])
 
     def problems(self) -> Problems:
-        """Return what was skipped while the pictures were read, over all shards."""
+        """Return what was skipped, of a complete store: by the reader, then picture by picture."""
         found = Problems()
-        for shard in range(self.shards or 0):
-            commit = self._commit(shard)
-            found.counts += Counter(commit["problems"])
-            found.listed += commit["listed"]
+        parts = [read_json(self.path / _DONE, _REMEDY), *map(self._commit, range(self.shards or 0))]
+        for part in parts:
+            found.counts += Counter(part["problems"])
+            found.listed += part["listed"]
         return found
 
     def block(self, start: int, stop: int) -> tuple[np.ndarray | None, np.ndarray]:
@@ -181,24 +181,16 @@ class EmbeddingStore:
         with atomic_file(self._file(shard, "parquet")) as file:
             file.write(memoryview(sink.getvalue()))
         files["parquet"] = {"sha256": file.sha256, "bytes": file.bytes}
-        problems = problems or Problems()
         self._commit_file(shard).parent.mkdir(exist_ok=True)
-        commit = {
-            "rows": len(pairs),
-            "files": files,
-            "problems": dict(sorted(problems.counts.items())),
-            "listed": problems.listed,
-        }
-        # Captions that are no UTF-8 may be quoted in a complaint.
-        write_json(self._commit_file(shard), json.loads(json.dumps(commit).encode(errors="replace")))
+        write_json(self._commit_file(shard), {"rows": len(pairs), "files": files, **_listed(problems)})
 
-    def finish(self, shards: int) -> None:
-        """Say that there are so many shards, all of them committed."""
+    def finish(self, shards: int, problems: Problems | None = None) -> None:
+        """Say that there are so many shards, all of them committed, and what the reader skipped."""
         if missing := [shard for shard in range(shards) if not self.committed(shard)]:
             raise ArtifactError(
                 f"embeddings {self.path}: shard {missing[0]} of {shards} is missing; embed again"
             )
-        write_json(self.path / _DONE, {"shards": shards})
+        write_json(self.path / _DONE, {"shards": shards, **_listed(problems)})
 
     def check(self, verify: bool = False) -> None:
         """Check that the store is complete and its files have their sizes; with ``verify``, their hashes."""
@@ -247,6 +239,13 @@ class EmbeddingStore:
 
     def _commit(self, shard: int) -> dict[str, Any]:
         return read_json(self._commit_file(shard), _REMEDY)
+
+
+def _listed(problems: Problems | None) -> dict[str, Any]:
+    problems = problems or Problems()
+    made = {"problems": dict(sorted(problems.counts.items())), "listed": problems.listed}
+    # Names of files may be no text; they are quoted with what is not replaced.
+    return json.loads(json.dumps(made, ensure_ascii=False).encode(errors="replace"))
 
 
 _PAIR_FIELDS = {"id": "id", "caption": "caption", "image": "image_ref"}

@@ -140,6 +140,13 @@ def load_encoder(source: str | Path, *, device: str = "cpu", dtype: str = "fp32"
     kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     if dtype not in kinds:
         raise CheckpointError(f"dtype of the embedder must be one of {', '.join(kinds)}, got {dtype!r}")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:120].rstrip(".")
+        raise CheckpointError(
+            f"device {device!r} cannot be used ({reason}); give cpu, cuda or cuda:N"
+        ) from error
     options: dict[str, Any] = {"trust_remote_code": False}
     folder = Path(source)
     if not folder.is_dir() and (folder.exists() or str(source).startswith((".", "/"))):

@@ -104,8 +104,7 @@ def retrieve_lexical(
     if not found.counts:
         raise DacoError(
             f"none of the {len(concepts)} concepts has {minimum} pairs among the {pairs} of the corpus; "
-            "lower "
-            "the minimum or give a larger corpus"
+            "lower the minimum or give a larger corpus"
         )
     return found
 

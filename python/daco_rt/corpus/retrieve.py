@@ -179,8 +179,7 @@ def retrieve_pairs(
     if not found.counts:
         raise DacoError(
             f"none of the {len(concepts)} concepts has {minimum} pairs among the {store.rows} of the corpus; "
-            "lower "
-            "the minimum or give a larger corpus"
+            "lower the minimum or give a larger corpus"
         )
     return found
 
