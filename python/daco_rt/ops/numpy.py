@@ -209,7 +209,7 @@ _MOST_ACCEPTED = 1024
 def _check_once(
     check: Callable[[], None], operands: tuple[NDArray | None, ...], settings: tuple[Any, ...]
 ) -> None:
-    """Run ``check``, which reads nothing but dtypes, shapes and settings, unless it passed for these before."""
+    """Run ``check``, which reads nothing but dtypes, shapes and settings, unless it has passed for these."""
     try:
         # 1, 1.0 and True are one key, and only one of them is a count.
         key = (
