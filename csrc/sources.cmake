@@ -7,6 +7,7 @@ set(DACO_CORE_SOURCES
 
 set(DACO_CPU_SOURCES
     ${CMAKE_CURRENT_LIST_DIR}/cpu/affine.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/cpu/convert.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/dictionary.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/edit.cpp
     ${CMAKE_CURRENT_LIST_DIR}/cpu/elastic_net.cpp

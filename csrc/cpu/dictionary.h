@@ -23,6 +23,19 @@ void gram_row(const SteerPursuit& op, const Kernels& kernels, int64_t j, const i
 void gram_column(const SteerPursuit& op, const Kernels& kernels, int64_t j, const int32_t* index, int64_t n,
                  float* atom, float* out);
 
+// Rows of E that gram_block() takes at a time.
+constexpr int64_t kGramRows = 8;
+
+// out[a * n + b] = G[index[a], index[b]] for a, b < n, with the bits of gram_row(): each atom is read a few
+// times instead of n times. `wide` [kGramRows, d] is overwritten; unused with fp32 weights.
+void gram_block(const SteerPursuit& op, const Kernels& kernels, const int32_t* index, int64_t n, float* wide,
+                float* out);
+
+// The same from the Gram matrix as it is given: G[i, j], and out[i] = G[j, index[i]] for i < n.
+float stored_entry(const SteerPursuit& op, const Kernels& kernels, int64_t i, int64_t j);
+void stored_row(const SteerPursuit& op, const Kernels& kernels, int64_t j, const int32_t* index, int64_t n,
+                float* out);
+
 double synthesis_norm(const SteerPursuit& op, const Kernels& kernels, int64_t j);  // |A_j|
 
 // residual = x + sum_i amount[i] * A_index[i]. `scaled` [n] is overwritten; unused without scales.

@@ -43,29 +43,6 @@ bool is_one_matrix(const SteerPursuit& op) {
   return op.scales == nullptr || std::memcmp(op.scales, op.scales + m, m * sizeof(float)) == 0;
 }
 
-float gram_entry(const SteerPursuit& op, const Kernels& kernels, int64_t i, int64_t j) {
-  const int64_t at = i * op.atoms + j;
-  if (op.gram_dtype == DType::kF32) return static_cast<const float*>(op.gram)[at];
-  float entry;
-  kernels.of(op.gram_dtype).widen(static_cast<const Half*>(op.gram) + at, &entry, 1);
-  return entry;
-}
-
-// out[i] = G[j, index[i]] for i < n <= kSmallNet.
-void gather_row(const SteerPursuit& op, const Kernels& kernels, int64_t j, const int32_t* index, int64_t n,
-                float* out) {
-  const int64_t at = j * op.atoms;
-  if (op.gram_dtype == DType::kF32) {
-    const auto* row = static_cast<const float*>(op.gram) + at;
-    for (int64_t i = 0; i < n; ++i) out[i] = row[index[i]];
-    return;
-  }
-  Half entries[kSmallNet];
-  const auto* row = static_cast<const Half*>(op.gram) + at;
-  for (int64_t i = 0; i < n; ++i) entries[i] = row[index[i]];
-  kernels.of(op.gram_dtype).widen(entries, out, n);
-}
-
 bool is_member(const Net& net, int64_t j) { return (net.member[j / 64] >> (j % 64) & 1) != 0; }
 
 // Takes the `count` candidates with their correlations into the working set, the most correlated first if
@@ -97,7 +74,7 @@ int64_t admit(const SteerPursuit& op, const Kernels& kernels, int64_t count, Net
   for (int64_t i = 0; i < count; ++i) {
     const int32_t j = chosen[i];
     net->member[j / 64] |= uint64_t{1} << (j % 64);
-    float diagonal = op.gram != nullptr ? gram_entry(op, kernels, j, j) : 0.f;
+    float diagonal = op.gram != nullptr ? stored_entry(op, kernels, j, j) : 0.f;
     // fp16 has no digits left for the squares of short atoms.
     const bool is_exact = op.gram != nullptr && op.gram_dtype == DType::kF32;
     if (!is_exact && diagonal < kCoarseSquare) gram_row(op, kernels, j, &j, 1, scratch.atom, &diagonal);
@@ -146,9 +123,9 @@ void extend_model(const SteerPursuit& op, const Kernels& kernels, Net* net, cons
     const int32_t j = net->index[a];
     float* column = scratch.column + a * kSmallNet;
     if (op.gram != nullptr) {
-      gather_row(op, kernels, j, net->index, a, scratch.entry);
+      stored_row(op, kernels, j, net->index, a, scratch.entry);
       for (int64_t i = 0; i < a && !net->symmetric; ++i) {
-        column[i] = gram_entry(op, kernels, net->index[i], j);
+        column[i] = stored_entry(op, kernels, net->index[i], j);
       }
     } else {
       gram_row(op, kernels, j, net->index, a, scratch.atom, scratch.entry);

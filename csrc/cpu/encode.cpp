@@ -25,6 +25,10 @@ void encode_range(const Kernels& kernels, const Encoder& e, int64_t begin, int64
 void encode(const Kernels& kernels, const Encoder& e, const float* const* x, int64_t rows, float* const* y,
             const Executor& executor) {
   if (rows == 0 || e.n == 0) return;
+  if (executor.run == nullptr || executor.threads <= 1) {
+    encode_range(kernels, e, 0, e.n, x, rows, y);
+    return;
+  }
   const int64_t atom_bytes = e.dim * static_cast<int64_t>(size_of(e.dtype));
   const int64_t wanted = (rows < kManyRows ? kTaskBytes : kManyRowsTaskBytes) / atom_bytes;
   const int64_t piece = (wanted / kGroup + 1) * kGroup;

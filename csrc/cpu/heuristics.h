@@ -50,7 +50,11 @@ constexpr int64_t kCarriedRows = 64;  // rows whose accumulators fit: 32 KB of s
 // One row: fp32 rows fill the memory's queue by themselves, narrower ones do not.
 constexpr bool prefetches_rows(size_t element_size) { return element_size < 4; }
 
-// ---- pursuit (remaining.inl)
+// ---- pursuit (remaining.inl, pursuit.cpp)
+
+// Exact Gram entries beside an fp16 Gram matrix come at the end, for all chosen atoms together: at T = 64, d
+// = 4,096, k = 32 that takes 92 us a row where one step at a time takes 187 (fp32); in bf16 the two are
+// alike.
 
 constexpr int64_t kPrefetchedSteps =
     8;  // steps of eight vectors by which the newest Gram row is asked for ahead

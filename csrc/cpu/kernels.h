@@ -52,6 +52,8 @@ struct Kernels {
   // Largest entry (largest absolute value), the lower index on ties. NaN marks entries that cannot be
   // chosen.
   Peak (*peak)(const float* x, int64_t n, bool absolute);
+  // Whether the bits of every |x[i]|, i < n, are below `limit`: no NaN, no infinity, nothing that large.
+  bool (*all_below)(const float* x, int64_t n, uint32_t limit);
   // Appends every x[i] > level, i < n, as (first + i, x[i]); returns how many. Room for n is needed.
   int64_t (*collect_above)(const float* x, int64_t n, float level, int32_t first, int32_t* index,
                            float* value);

@@ -112,9 +112,10 @@ bool all_bits_below(const void* x, int64_t n, B sign, B infinity) {
   }
   return worst < infinity;
 }
-bool finite_fp32(const void* x, int64_t n) {
-  return all_bits_below<uint32_t>(x, n, 0x80000000u, 0x7f800000u);
+bool all_below(const float* x, int64_t n, uint32_t limit) {
+  return all_bits_below<uint32_t>(x, n, 0x80000000u, limit);
 }
+bool finite_fp32(const void* x, int64_t n) { return all_below(static_cast<const float*>(x), n, 0x7f800000u); }
 bool finite_fp16(const void* x, int64_t n) { return all_bits_below<uint16_t>(x, n, 0x8000u, 0x7c00u); }
 bool finite_bf16(const void* x, int64_t n) { return all_bits_below<uint16_t>(x, n, 0x8000u, 0x7f80u); }
 
@@ -237,6 +238,7 @@ const Kernels DACO_KERNELS = {
     add_scaled,
     scale,
     peak,
+    all_below,
     collect_above,
     mark_watched,
     {remaining<float>, remaining<Half>},

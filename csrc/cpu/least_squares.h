@@ -20,6 +20,8 @@ class LeastSquares {
 
   int32_t size() const { return n_; }
   const double* code() const { return code_; }
+  double target(int32_t i) const { return target_[i]; }  // still there after reset(), until overwritten
+  double last_pivot() const { return factor_[(n_ - 1) * (k_ + 1)]; }  // of the atom that came last
 
   // Adds an atom j by column[i] = G[S_i, j], row[i] = G[j, S_i], G[j, j] and t_j. Refuses (false, nothing
   // changes) an atom that is nearly a combination of those present. G itself is kept for

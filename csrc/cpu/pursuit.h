@@ -19,6 +19,8 @@ struct Pursuit {
   uint64_t* barred;  // only without a Gram matrix
   double* memory;    // of `fit`
   bool running;
+  // Whether `fit` holds exact entries of G, or those of an fp16 Gram matrix for the time being.
+  bool exact;
 };
 
 // Buffers that one thread uses at a time.
@@ -27,6 +29,8 @@ struct PursuitScratch {
   float* residual;     // [d], only with a Gram matrix
   float* atom;         // [d]
   float* cross;        // [2 k]
+  float* wide;         // [kGramRows, d], only with a Gram matrix and weights other than fp32
+  float* entries;      // [k, k], only with a Gram matrix
 };
 
 // With op.gram: one row from start to end. `start` [m] holds the first correlations and is overwritten.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/dictionary.h"
 #include "cpu/small_net.h"
 
 namespace daco {
@@ -44,6 +45,8 @@ Worker carve_worker(const Sizes& s, Carver* carver) {
     w.pursuit.residual = carver->take<float>(s.gram_row > 0 ? s.dim : 0);
     w.pursuit.atom = carver->take<float>(s.dim);
     w.pursuit.cross = carver->take<float>(2 * s.pursuit);
+    w.pursuit.wide = carver->take<float>(s.widened * s.dim);
+    w.pursuit.entries = carver->take<float>(s.gram_row > 0 ? s.pursuit * s.pursuit : 0);
   }
   if (s.net > 0) {
     w.net.correlation = carver->take<float>(s.net);
@@ -128,6 +131,7 @@ Sizes sizes_of(const SteerPursuit& op, int threads, bool has_gram) {
   s.pursuit = op.k;
   s.non_negative = op.sign == PursuitSign::kNonNegative;
   s.gram_row = has_gram ? m : 0;
+  s.widened = has_gram && op.weight != DType::kF32 ? kGramRows : 0;
   s.barred = has_gram ? 0 : barred_words(m);
   return s;
 }

@@ -28,6 +28,7 @@ struct Sizes {
   int32_t pursuit = 0;       // k of a pursuit
   bool non_negative = false;
   int64_t gram_row = 0;  // m, for a pursuit with a Gram matrix
+  int64_t widened = 0;   // atoms that it widens at a time
   int64_t barred = 0;    // words of a pursuit without one
   int64_t net = 0;       // m, for an elastic net
   int64_t open = 0;      // pursuits or nets that are under way together

@@ -22,12 +22,16 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from daco_rt.errors import ArtifactError
 
 CHUNK = 4 << 20
+_HASHED_APART = 1 << 20
+_WRITE_BACK = 64 << 20
+_SYNC_FILE_RANGE_WRITE = 2
 
 _AT_FDCWD = -100
 _NOREPLACE, _EXCHANGE = 1, 2
@@ -77,21 +81,52 @@ def fsync_tree(folder: Path) -> None:
 
 
 class HashingFile:
-    """A binary file being written, with the size and SHA-256 of what went in so far."""
+    """A binary file being written, with the size and SHA-256 of what went in so far.
+
+    Large pieces are hashed on another thread while they are written, and the device is told to begin with
+    what it has, so that the flush at the end finds little left to do.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._digest = hashlib.sha256()
+        self._hasher: ThreadPoolExecutor | None = None
+        self._begun = 0
         self.bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._digest.update(data)
+        if len(data) < _HASHED_APART:
+            self._file.write(data)
+            self._digest.update(data)
+        else:
+            self._hasher = self._hasher or ThreadPoolExecutor(1, thread_name_prefix="daco-hash")
+            hashed = self._hasher.submit(self._digest.update, data)
+            try:
+                self._file.write(data)
+            finally:
+                hashed.result()  # the caller may write into its buffer again
         self.bytes += len(data)
+        if self.bytes - self._begun >= _WRITE_BACK:
+            _begin_write_back(self._file, self._begun, self.bytes - self._begun)
+            self._begun = self.bytes
+
+    def close(self) -> None:
+        """End the hashing thread; the file itself belongs to the caller."""
+        if self._hasher is not None:
+            self._hasher.shutdown()
 
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()
+
+
+def _begin_write_back(file: BinaryIO, start: int, size: int) -> None:
+    """Ask the kernel to start writing a range to the device; where it cannot, the flush does it all."""
+    file.flush()
+    function = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if function is not None:
+        function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+        function(file.fileno(), start, size, _SYNC_FILE_RANGE_WRITE)
 
 
 @contextlib.contextmanager
@@ -115,7 +150,10 @@ def atomic_file(path: Path) -> Iterator[HashingFile]:
         with open(partial, "xb") as raw:
             _try_lock(raw.fileno())
             file = HashingFile(raw)
-            yield file
+            try:
+                yield file
+            finally:
+                file.close()
             raw.flush()
             os.fsync(raw.fileno())
             os.replace(partial, path)

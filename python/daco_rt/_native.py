@@ -67,6 +67,7 @@ def library_path(kind: str) -> Path:
     raise DacoError(f"daco_rt was built without its {kind} library ({name}): {remedy}")
 
 
+@functools.cache
 def core() -> ModuleType:
     """Return the extension module with the kernels for NumPy arrays.
 

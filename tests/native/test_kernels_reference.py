@@ -217,6 +217,36 @@ def test_pursuit(isa, metric, sign, gram_dtype):
     assert compared > 20 and undecidable < compared
 
 
+@pytest.mark.parametrize("sign", ["positive", "signed"])
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_a_coarse_gram_shows_in_no_code(isa, weight, sign):
+    """A tolerance, however small, asks for exact entries at every step; without one they come at the end."""
+    rng = np.random.default_rng(7)
+    for metric in (False, True):
+        problem = problems.random_problem(rng, 60, 1000, 100, WEIGHTS[weight], np.float32, metric)
+        gram = kernels.build_gram(*problem.stored, np.float16, scales=problem.scales, isa=isa)
+        late, early = (
+            kernels.steer_pursuit(
+                problem.z, problem.slots, problem.stored[0], problem.bias, problem.stored[1], gram=gram,
+                scales=problem.scales, **problem.policy, k=24, sign=sign, k_out=24, tol=tol, isa=isa,
+            )
+            for tol in (0.0, 1e-30)
+        )  # fmt: skip
+        order = [np.argsort(out.support_index, axis=1, kind="stable") for out in (late, early)]
+        index = [
+            np.take_along_axis(out.support_index, o, 1) for out, o in zip((late, early), order, strict=True)
+        ]
+        value = [
+            np.take_along_axis(out.support_value, o, 1) for out, o in zip((late, early), order, strict=True)
+        ]
+        same = (index[0] == index[1]).all(axis=1)
+        coded = np.isin(np.arange(len(problem.z)), problem.coded)
+        # Picks may differ where correlations are within the Gram matrix's rounding.
+        assert same[coded].mean() > 0.7
+        size = np.abs(value[1]).max(axis=1, keepdims=True)
+        assert (np.abs(value[0] - value[1]) <= 1e-5 * size)[same].all()
+
+
 @pytest.mark.parametrize("gram", [True, False])
 @pytest.mark.parametrize("sign", ["positive", "signed", "nnls"])
 def test_a_tolerance_stops_the_pursuit(isa, sign, gram):

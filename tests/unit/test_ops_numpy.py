@@ -125,6 +125,19 @@ def test_misuse():
         ops.steer_sae(**quantised, scales=np.ones((2, 80), np.float32))
 
 
+def test_what_fitted_once_does_not_let_other_operands_pass():
+    case = steer_case("sae", rows=(3,))
+    ops.steer_sae(**case, k=4)
+    for wrong in (4.0, True):
+        with pytest.raises(TypeError, match=f"k must be an int, got {type(wrong).__name__}"):
+            ops.steer_sae(**case, k=wrong)
+    for name in case:
+        with pytest.raises(TypeError, match=r"NumPy arrays|must be|must have dtype"):
+            ops.steer_sae(**{**case, name: case[name].astype(np.complex64)}, k=4)
+        with pytest.raises(ValueError, match="must have"):
+            ops.steer_sae(**{**case, name: case[name][..., :-1]}, k=4)
+
+
 def test_build_info():
     info = _native.build_info()
     assert info["version"] == daco_rt.__version__
@@ -143,5 +156,6 @@ def test_missing_parts_say_how_to_get_them(monkeypatch, tmp_path):
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
+    _native.core.cache_clear()
     with pytest.raises(DacoError, match="without its extension module"):
         _native.core()

@@ -14,6 +14,7 @@
 #include "adapters/operands.h"
 #include "adapters/thread_pool.h"
 #include "build_info.h"
+#include "cpu/convert.h"
 
 namespace nb = nanobind;
 
@@ -157,6 +158,30 @@ void build_gram(const Input& analysis, const Input& atoms, const nb::object& sca
   check(status);
 }
 
+DType float_of(const char* name, const Operand& x) {
+  switch (x.element) {
+    case Element::kF32: return DType::kF32;
+    case Element::kF16: return DType::kF16;
+    case Element::kBF16: return DType::kBF16;
+    default: throw nb::type_error((std::string("convert: ") + name + " must be fp32, fp16 or bf16").c_str());
+  }
+}
+
+bool convert(const Input& from, const Output& to, const std::string& isa) {
+  const Operand x = describe(from), y = describe(nb::cast<Input>(nb::cast(to)));
+  if (x.count() != y.count()) throw nb::value_error("convert: both arrays must have as many elements");
+  const DType given = float_of("from", x), wanted = float_of("to", y);
+  const Isa chosen = isa_named(isa);
+  bool fits = false;
+  Status status;
+  {
+    const nb::gil_scoped_release released;
+    status = cpu::convert(given, x.data, wanted, to.data(), x.count(), &fits, chosen);
+  }
+  check(status);
+  return fits;
+}
+
 nb::dict build_info() {
   nb::dict info;
   info["version"] = DACO_RT_VERSION;
@@ -182,5 +207,6 @@ NB_MODULE(_core, m) {
   m.def("steer_affine", &steer_affine);
   m.def("build_gram", &build_gram, nb::arg("analysis"), nb::arg("atoms"), nb::arg("scales").none(),
         nb::arg("gram"), nb::arg("isa"), nb::arg("threads"));
+  m.def("convert", &convert, nb::arg("from"), nb::arg("to"), nb::arg("isa") = "auto");
   m.def("build_info", &build_info);
 }

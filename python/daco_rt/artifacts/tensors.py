@@ -147,6 +147,11 @@ def dtype_name(array: np.ndarray) -> str:
     return _NAMES.get(array.dtype, str(array.dtype))
 
 
+def write_order(dtypes: Mapping[str, str]) -> list[str]:
+    """Return tensors' names, given their dtypes, in the order in which they are asked for and written."""
+    return sorted(dtypes, key=lambda name: (-DTYPES[dtypes[name]].itemsize, name))
+
+
 def write_safetensors(
     path: Path, tensors: Mapping[str, TensorSource] | Iterable[tuple[str, TensorSource]]
 ) -> HashingFile:
@@ -179,7 +184,7 @@ def write_safetensors(
             raise ValueError(
                 f"write_safetensors: dtype of '{name}' must be one of {', '.join(DTYPES)}, got {dtype}"
             )
-    order = sorted(sources, key=lambda name: (-DTYPES[sources[name][0]].itemsize, name))
+    order = write_order({name: dtype for name, (dtype, _, _) in pairs})
     header: dict[str, Any] = {}
     end = 0
     for name in order:

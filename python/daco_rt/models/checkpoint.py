@@ -21,8 +21,12 @@ from daco_rt.models.config import DecoderConfig
 
 _CHUNK = 1 << 20
 # Mask of an element's exponent and mantissa, and the smallest such pattern that is no finite number.
-NON_FINITE = {"F32": (np.uint32, 0x7FFFFFFF, 0x7F800000), "F16": (np.uint16, 0x7FFF, 0x7C00),
-               "BF16": (np.uint16, 0x7FFF, 0x7F80)}  # fmt: skip
+NON_FINITE = {
+    "F64": (np.uint64, 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
+    "F32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
+    "F16": (np.uint16, 0x7FFF, 0x7C00),
+    "BF16": (np.uint16, 0x7FFF, 0x7F80),
+}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Arrays are looked at through ``.shape`` and a function that names their dtype (`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -229,10 +230,15 @@ def _floats(op: str, name_dtype: Callable[[Any], str], name: str, x: Any, letter
 
 
 def _shape(op: str, name: str, x: Any, letters: str, **sizes: int) -> None:
-    wanted = tuple(sizes[a] if a in sizes else int(a) for a in letters.strip("(,)").split(", "))
+    wanted = tuple([sizes[a] if a in sizes else int(a) for a in _axes(letters)])
     if tuple(x.shape) != wanted:
         known = ", ".join(f"{letter}={size}" for letter, size in sizes.items())
         raise ValueError(f"{op}: {name} must have shape {letters} with {known}, got {_text(x.shape)}")
+
+
+@functools.cache
+def _axes(letters: str) -> tuple[str, ...]:
+    return tuple(letters.strip("(,)").split(", "))
 
 
 def _dtype(op: str, name: str, got: str, allowed: tuple[str, ...]) -> None:

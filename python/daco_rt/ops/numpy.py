@@ -7,6 +7,8 @@ more than 1, and none outlives a call.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import ml_dtypes
@@ -69,15 +71,17 @@ def steer_sae(
     array([[0., 4.]], dtype=float32)
     """
     threshold, boost, scales = _given(threshold), _given(boost), _given(scales)
-    policies = checks.Policies(gain, boost, undesirable, shift, limits, scales)
-    checks.check_sae(_dtype, z, slots, enc, enc_bias, dec, threshold, policies, coder, k, k_out)
-    _no_fp8("steer_sae", enc)
+    operands = (z, slots, enc, enc_bias, dec, threshold, gain, boost, undesirable, shift, limits, scales)
+
+    def check() -> None:
+        policies = checks.Policies(gain, boost, undesirable, shift, limits, scales)
+        checks.check_sae(_dtype, z, slots, enc, enc_bias, dec, threshold, policies, coder, k, k_out)
+        _no_fp8("steer_sae", enc)
+
+    _check_once(check, operands, ("steer_sae", coder, k, k_out))
     out = _outputs(z, k_out)
     _native.core().steer_sae(
-        _native_arrays(
-            z, slots, enc, enc_bias, dec, threshold, gain, boost, undesirable, shift, limits, scales
-        ),
-        _native_arrays(*out),
+        _native_arrays(*operands), _native_arrays(*out),
         coder, k, k_out, isa, _thread_count("steer_sae", threads),
     )  # fmt: skip
     return out
@@ -112,17 +116,19 @@ def steer_pursuit(
     ``isa`` and ``threads`` as in :func:`steer_sae`.
     """
     gram, boost, scales = _given(gram), _given(boost), _given(scales)
-    policies = checks.Policies(gain, boost, undesirable, shift, limits, scales)
-    checks.check_pursuit(
-        _dtype, z, slots, analysis, bias, gram, atoms, policies, coder, k, sign, tol, tau, alpha, k_out
-    )
-    _no_fp8("steer_pursuit", analysis)
+    operands = (z, slots, analysis, bias, gram, atoms, gain, boost, undesirable, shift, limits, scales)
+
+    def check() -> None:
+        policies = checks.Policies(gain, boost, undesirable, shift, limits, scales)
+        checks.check_pursuit(
+            _dtype, z, slots, analysis, bias, gram, atoms, policies, coder, k, sign, tol, tau, alpha, k_out
+        )
+        _no_fp8("steer_pursuit", analysis)
+
+    _check_once(check, operands, ("steer_pursuit", coder, k, sign, tol, tau, alpha, k_out))
     out = _outputs(z, k_out)
     _native.core().steer_pursuit(
-        _native_arrays(
-            z, slots, analysis, bias, gram, atoms, gain, boost, undesirable, shift, limits, scales
-        ),
-        _native_arrays(*out),
+        _native_arrays(*operands), _native_arrays(*out),
         coder, k, sign, tol, tau, alpha, k_out, isa, _thread_count("steer_pursuit", threads),
     )  # fmt: skip
     return out
@@ -187,7 +193,38 @@ def build_gram(
 def _dtype(x: Any) -> str:
     if not isinstance(x, np.ndarray):
         raise TypeError(f"daco_rt.ops.numpy: operands must be NumPy arrays, got {type(x).__name__}")
-    return str(x.dtype)
+    return _dtype_name(x.dtype)
+
+
+# Asking NumPy for a dtype's name runs more Python than all the rest of a check.
+_dtype_name = functools.cache(str)
+
+
+# Calls whose operands were found to fit. A decoder calls with the same dtypes and shapes for each token, and
+# after a matrix went through the caches the check costs ten times what it costs in a loop.
+_accepted: set[Hashable] = set()
+_MOST_ACCEPTED = 1024
+
+
+def _check_once(
+    check: Callable[[], None], operands: tuple[NDArray | None, ...], settings: tuple[Any, ...]
+) -> None:
+    """Run ``check``, which reads nothing but dtypes, shapes and settings, unless it has passed for these."""
+    try:
+        # 1, 1.0 and True are one key, and only one of them is a count.
+        key = (
+            settings,
+            tuple([type(s) for s in settings]),
+            tuple([None if a is None else (a.dtype, a.shape) for a in operands]),
+        )
+        if key in _accepted:
+            return
+    except (AttributeError, TypeError):  # no array, or no setting: the check says so
+        return check()
+    check()
+    if len(_accepted) >= _MOST_ACCEPTED:
+        _accepted.clear()
+    _accepted.add(key)
 
 
 def _given(x: NDArray | None) -> NDArray | None:
