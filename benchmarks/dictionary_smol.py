@@ -35,7 +35,7 @@ from daco_rt.dictionary.diagnostics import coherence
 from daco_rt.dictionary.directions import block_directions, kept_concepts, select_rows
 from daco_rt.dictionary.figures import write_figures
 from daco_rt.dictionary.harvest import harvest_means
-from daco_rt.dictionary.identify import NORM_LIMIT, rank_readings, rank_rows, read_words
+from daco_rt.dictionary.identification import NORM_LIMIT, rank_readings, rank_rows, read_words
 from daco_rt.dictionary.items import table_concepts, text_items
 from daco_rt.models import model_identity, resolve_checkpoint
 from daco_rt.models.loading import load_torch

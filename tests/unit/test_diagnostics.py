@@ -22,7 +22,7 @@ from daco_rt.dictionary.diagnostics import (
     own_group_share,
     signal,
 )
-from daco_rt.dictionary.identify import Identification
+from daco_rt.dictionary.identification import Identification
 from daco_rt.errors import ArtifactError, DacoError
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from means_samples import make_means
 
 from daco_rt.artifacts import load_dictionary
+from daco_rt.cli import main
 from daco_rt.dictionary import block_directions, build_dictionary
 from daco_rt.dictionary.directions import default_centre, leading_components, select_rows
 from daco_rt.errors import ArtifactError, DacoError
@@ -82,7 +84,7 @@ def test_leading_components_are_singular_vectors() -> None:
     assert share == pytest.approx((values[:3] ** 2).sum() / (values**2).sum())
 
 
-def test_concepts_read_too_rarely_are_left_out_and_named(tmp_path: Path) -> None:
+def test_concepts_read_too_rarely_are_left_out_and_named(tmp_path: Path, capsys: Any) -> None:
     rng = np.random.default_rng(4)
     positive = {block: rng.standard_normal((6, D)).astype(np.float32) for block in (1, 2)}
     positive[1][4] = 1e6  # what is left out must not move the contrast of the rest
@@ -99,6 +101,12 @@ def test_concepts_read_too_rarely_are_left_out_and_named(tmp_path: Path) -> None
     np.testing.assert_allclose(dictionary.atoms(1).astype(np.float64), wanted, atol=1e-3)
     everything = select_rows(means, minimum=1)
     assert list(everything.excluded) == ["c4"]
+    command = ["dictionary", str(means.path), "--output", str(tmp_path / "said")]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "left out with fewer than 4 readings: c1 (3), c4 (0); all are named in manifest.json" in said
+    assert main([*command, "--force", "--minimum", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["excluded"] == {"c4": 0}
 
 
 def test_negatives_count_only_where_they_are_the_centre(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from daco_rt.errors import DacoError
 
 if TYPE_CHECKING:
     from daco_rt.artifacts import ConceptDictionary
-    from daco_rt.dictionary.identify import Identification
+    from daco_rt.dictionary.identification import Identification
     from daco_rt.dictionary.means import ConceptMeans
 
 EPILOG = """\
@@ -110,7 +110,7 @@ def _reader(
     if not arguments.held_out:
         return None
     from daco_rt.concepts.texts import load_stimuli
-    from daco_rt.dictionary.identify import identify
+    from daco_rt.dictionary.identification import identify
     from daco_rt.models import model_identity, resolve_checkpoint
     from daco_rt.models.loading import load_torch
 

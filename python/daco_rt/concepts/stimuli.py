@@ -3,6 +3,9 @@
 Every text opens with the chat format's turn marker, so that position 0, where residual streams carry
 a huge vector of their own, is never a word of ours. One text a concept is a question and one is the
 start of an answer: the places where steering reads the word later.
+
+``stimuli_for`` is what the pocket tokenizer was trained on and what SAEs are trained on where no texts are
+given; directions are measured on the texts of ``texts.py``, which take any table.
 """
 
 from __future__ import annotations

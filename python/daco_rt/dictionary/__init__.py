@@ -10,7 +10,7 @@ from daco_rt.dictionary.shipped import dictionary_for, shipped_dictionaries
 if TYPE_CHECKING:
     from daco_rt.dictionary.directions import Directions, block_directions, build_dictionary
     from daco_rt.dictionary.harvest import harvest_means
-    from daco_rt.dictionary.identify import Identification, identify
+    from daco_rt.dictionary.identification import Identification, identify
     from daco_rt.dictionary.items import HarvestItem, ItemTable, table_concepts, text_items
     from daco_rt.dictionary.means import ConceptMeans, open_means
     from daco_rt.dictionary.neighbours import open_atoms
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "directions": ("Directions", "block_directions", "build_dictionary"),
     "harvest": ("harvest_means",),
-    "identify": ("Identification", "identify"),
+    "identification": ("Identification", "identify"),
     "items": ("HarvestItem", "ItemTable", "table_concepts", "text_items"),
     "means": ("ConceptMeans", "open_means"),
     "neighbours": ("open_atoms",),

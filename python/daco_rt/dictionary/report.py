@@ -23,7 +23,7 @@ from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.progress import progress as show
 
 if TYPE_CHECKING:
-    from daco_rt.dictionary.identify import Identification
+    from daco_rt.dictionary.identification import Identification
     from daco_rt.dictionary.means import ConceptMeans
 
 SHOWN = ("dagger", "heroin", "bomb", "honesty", "dog", "bread", "theft", "poison")

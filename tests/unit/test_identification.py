@@ -17,7 +17,7 @@ from daco_rt.artifacts import Concept, ConceptDictionary, ModelIdentity, save_di
 from daco_rt.cli import main
 from daco_rt.concepts import TextStimulus, everyday_concepts, load_stimuli, make_stimuli, shipped_table
 from daco_rt.concepts.held_out import WITHOUT_WORD, definition_stimuli, split_stimuli
-from daco_rt.dictionary.identify import Identification, identify, match_concepts, rank_rows, read_words
+from daco_rt.dictionary.identification import Identification, identify, match_concepts, rank_rows, read_words
 from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.models import model_identity, pocket, resolve_checkpoint
 
@@ -178,7 +178,10 @@ def test_what_is_not_read_is_counted(reader: Any, texts: list[TextStimulus], tmp
     # A median norm so small that every reading is an outlier.
     none = plant(tmp_path / "n", reader, texts, range(20), norm=1e-3)
     empty = identify(none, model, tokenizer, texts[:4], progress=False)
-    assert np.isnan(empty.top(1)) and empty.to_dict()["centres"]["readings"]["1"]["all"]["texts"] == 0
+    assert (
+        np.isnan(empty.top(1))
+        and empty.to_dict()["centres"]["readings"]["1"]["by_group"]["even"]["texts"] == 0
+    )
     with pytest.raises(DacoError, match="none of the 1 held-out texts"):
         match_concepts(dictionary, others)
 
@@ -224,7 +227,7 @@ def test_scores_by_kind_and_group() -> None:
     assert found.top(4, centre="readings") == 1.0
     block = found.to_dict()["centres"]["ordinary"]["4"]
     assert block["by_group"] == {
-        "a": {"texts": 2, "top1": 0.5, "top5": 1.0},
+        "a": {"texts": 1, "top1": 1.0, "top5": 1.0},
         "neutral": {"texts": 1, "top1": 0.0, "top5": 0.0},
     }
     assert block["by_kind"]["definition asked"] == {"texts": 1, "top1": 0.0, "top5": 1.0}

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from daco_rt.artifacts import Concept, ConceptDictionary
+from daco_rt.concepts.held_out import WITHOUT_WORD
 from daco_rt.concepts.texts import TextStimulus
 from daco_rt.dictionary.diagnostics import unit_rows
 from daco_rt.dictionary.harvest import NORM_LIMIT
@@ -74,15 +75,16 @@ class Identification:
         return blocks[int(np.argmax(np.nan_to_num(shares, nan=-1.0)))]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return top-1 and top-5 by centre and block, by kind of text and by the concepts' group, as JSON."""
+        """Return top-1 and top-5 by centre and block as JSON: by kind of text, and by group at the word."""
         groups = np.array([concept.group or concept.label for concept in self.concepts], dtype=object)
         kinds = np.array(self.kinds, dtype=object)
+        said = ~np.isin(kinds, WITHOUT_WORD)
+        present = sorted(set(groups[said]))
         centres = {
             centre: {
                 str(block): {
-                    "all": _scores(ranks),
                     "by_kind": {kind: _scores(ranks[kinds == kind]) for kind in sorted(set(kinds))},
-                    "by_group": {group: _scores(ranks[groups == group]) for group in sorted(set(groups))},
+                    "by_group": {group: _scores(ranks[said & (groups == group)]) for group in present},
                 }
                 for block, ranks in sorted(by_block.items())
             }
