@@ -3,7 +3,8 @@
 #   emoji-google, emoji-twitter   npm emoji-datasource-google, -twitter 16.0.0, words of npm emojibase-data 17.0.0
 #   openclipart                   Debian openclipart-png
 #   tuxpaint                      Debian tuxpaint-stamps-default (GPL: to evaluate with, not to train or ship)
-# Each folder gets a captions.jsonl, so that --corpus folder:DIR reads it, and the licence of its pictures.
+# Each folder gets a captions.jsonl, so that --corpus folder:DIR reads it, and the licence of its pictures; the
+# folder above gets one of all but tuxpaint.
 # Nothing is installed and no root is needed; a folder that is there is left as it is. 430 MB are downloaded.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -88,3 +89,4 @@ if [ ! -f "$target/tuxpaint/captions.jsonl" ]; then
   "$python" scripts/picture_captions.py tuxpaint "$work" "$work/out"
   place tuxpaint
 fi
+"$python" scripts/picture_captions.py join "$target"

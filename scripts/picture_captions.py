@@ -1,9 +1,11 @@
 """Turn an unpacked package of pictures into a folder with captions.jsonl: part of fetch_pictures.sh.
 
 usage: picture_captions.py emoji-google | emoji-twitter | openclipart | tuxpaint  UNPACKED  OUTPUT
+       picture_captions.py join FOLDER  (one captions.jsonl of all folders in it but tuxpaint, whose licence
+       differs)
 
-UNPACKED holds the packages, each in a folder of its name. A line of captions.jsonl has image, caption, and what
-the caption was made of.
+UNPACKED holds the packages, each in a folder of its name. A line of captions.jsonl has image, caption, and
+what the caption was made of.
 """
 
 from __future__ import annotations
@@ -78,7 +80,20 @@ def tuxpaint(unpacked: Path) -> Rows:
             yield image, {"caption": text.read_text("utf-8", errors="replace").split("\n")[0].strip()}
 
 
+def join(folder: Path) -> None:
+    """Write one captions.jsonl for the folders of pictures that may be used for any purpose."""
+    lines = []
+    for file in sorted(folder.glob("*/captions.jsonl")):
+        if file.parent.name != "tuxpaint":
+            for row in map(json.loads, file.read_text("utf-8").splitlines()):
+                row["image"] = f"{file.parent.name}/{row['image']}"
+                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    (folder / "captions.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
 def main() -> None:
+    if len(sys.argv) == 3 and sys.argv[1] == "join":
+        return join(Path(sys.argv[2]))
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     kind, unpacked, output = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])

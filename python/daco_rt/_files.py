@@ -16,13 +16,14 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from daco_rt.errors import ArtifactError
 
@@ -123,6 +124,29 @@ def atomic_file(path: Path) -> Iterator[HashingFile]:
         raise _translate(error, path, partial) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document in one step; NaN and Inf are refused."""
+    with atomic_file(path) as file:
+        file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises
+    ------
+    ArtifactError
+        If it cannot be read; ``remedy`` says what to do then ("delete it and fill the store again").
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); {remedy}") from error
+    return value
 
 
 @contextlib.contextmanager

@@ -16,7 +16,9 @@ LINE_EVERY = 60.0
 
 
 @contextmanager
-def progress(title: str, total: int | None = None, *, unit: str = "") -> Iterator[Callable[[int], None]]:
+def progress(
+    title: str, total: int | None = None, *, unit: str = "", shown: bool = True
+) -> Iterator[Callable[[int], None]]:
     """Show progress while the block runs; yields ``advance(n)``.
 
     Parameters
@@ -28,6 +30,8 @@ def progress(title: str, total: int | None = None, *, unit: str = "") -> Iterato
     unit : str
         ``"bytes"`` shows sizes and rates, any other name counts steps and shows how many a second;
         without one there is no rate.
+    shown : bool
+        False shows nothing, for callers whose own caller wants silence.
 
     Example
     -------
@@ -35,6 +39,9 @@ def progress(title: str, total: int | None = None, *, unit: str = "") -> Iterato
     ...     for _ in range(3):
     ...         advance(1)
     """
+    if not shown:
+        yield lambda n: None
+        return
     if not sys.stderr.isatty():
         print(f"{title} …", file=sys.stderr, flush=True)
         yield _lines(title, total, unit)

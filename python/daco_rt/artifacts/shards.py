@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daco_rt._files import HashingFile, atomic_file, sha256_file
+from daco_rt._files import HashingFile, read_json, sha256_file, write_json
 from daco_rt.errors import ArtifactError
 
 _COMMITS = "commits"
@@ -79,7 +79,7 @@ class Shards:
         ArtifactError
             If the commit is missing or damaged.
         """
-        return read_json(self._file(shard), self.what)
+        return read_json(self._file(shard), remedy(self.what))
 
     def total(self, *keys: str) -> int:
         """Sum a count over the commits: ``total("rows", "16")`` adds up ``facts["rows"]["16"]``."""
@@ -129,13 +129,18 @@ def read_spec(path: Path, name: str, *, kind: str, version: int, what: str) -> d
     """
     if not (path / name).is_file():
         raise ArtifactError(f"{path} holds no {name}; expected the folder of {what}")
-    data = read_json(path / name, what.split()[-1])
+    data = read_json(path / name, remedy(what.split()[-1]))
     if data.get("format") != kind or data.get("version") != version:
         raise ArtifactError(
             f"{path / name}: format {data.get('format')!r} version {data.get('version')!r}, expected "
             f"{kind!r} version {version}; give another folder or upgrade daco-rt"
         )
     return data
+
+
+def remedy(what: str) -> str:
+    """Say what helps a folder with a damaged file."""
+    return f"delete it and fill the {what} again"
 
 
 def refuse_other(path: Path, what: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -168,27 +173,3 @@ def as_stored(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return a spec as a reader will see it, so that it can be compared with what is there."""
     stored: dict[str, Any] = json.loads(json.dumps(spec, allow_nan=False))
     return stored
-
-
-def write_json(path: Path, value: Any) -> HashingFile:
-    """Write one JSON document in one step; return its size and hash."""
-    with atomic_file(path) as file:
-        file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-    return file
-
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read one JSON object; ``what`` is filled again if it is damaged.
-
-    Raises
-    ------
-    ArtifactError
-        If the file is missing or no JSON object.
-    """
-    try:
-        value = json.loads(path.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); delete it and fill the {what} again") from error
-    return value

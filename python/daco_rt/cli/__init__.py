@@ -14,7 +14,7 @@ VERBS = (
     ("verify", "daco_rt.cli.verify", "prove on this machine that a bundle steers as it should"),
     ("generate", "daco_rt.cli.generate", "answer a prompt, with pictures, under a policy"),
     ("concepts", "daco_rt.cli.concepts", "choose concepts from WordNet and label them"),
-    ("stimuli", "daco_rt.cli.stimuli", "write the texts in which a table's concepts are said"),
+    ("stimuli", "daco_rt.cli.stimuli", "write the texts, or find the pictures, that stand for concepts"),
     ("harvest", "daco_rt.cli.harvest", "read stimuli through a model into the mean of each concept"),
     ("sae", "daco_rt.cli.sae", "train sparse autoencoders on a model's activations"),
     ("annotate", "daco_rt.cli.annotate", "label an SAE's latents, choose eta and gamma"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 _WORD = re.compile(r"[\w-]+")
@@ -30,7 +31,7 @@ def find_word(concept: Named, text: str) -> tuple[int, int] | None:
     >>> find_word(WordConcept("", "dagger", topic="artifact"), "Two Daggers and a sword")
     (4, 11)
     """
-    forms = [re.escape(form) for form in (concept.plural, concept.name) if form]
+    forms = [re.escape(form).replace(r"\ ", r"\s+") for form in (concept.plural, concept.name) if form]
     hits = list(re.finditer(rf"(?<![\w-])(?:{'|'.join(forms)})(?![\w-])", text, re.IGNORECASE))
     return (hits[-1].start(), hits[-1].end()) if hits else None
 
@@ -79,8 +80,8 @@ class WordIndex:
                     run = places[at : at + length]
                     rows = self._rows.get(tuple(word for word, _, _ in run))
                     # Nothing but blanks may stand inside a compound.
-                    between = text[run[0][1] : run[-1][2]].split()
-                    if rows and len(between) == length:
+                    gaps = [text[a[2] : b[1]] for a, b in pairwise(run)]
+                    if rows and all(map(str.isspace, gaps)):
                         found.update(dict.fromkeys(rows, (run[0][1], run[-1][2])))
                         taken = length
                         break

@@ -67,6 +67,21 @@ class PairSet:
         self.excluded |= other.excluded
         self.skipped += other.skipped
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the settings as JSON."""
+        return {
+            "columns": self.columns,
+            "counts": [[row, *numbers] for row, numbers in self.counts.items()],
+            "excluded": self.excluded,
+            "skipped": dict(self.skipped),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PairSet:
+        """Return what ``to_dict`` gave."""
+        counts = {int(row): (int(positive), int(negative)) for row, positive, negative in data["counts"]}
+        return cls(data["columns"], counts, dict(data["excluded"]), Counter(data["skipped"]))
+
 
 class ImageCheck:
     """Whether a pair's picture can be opened; each picture is tried once, those that cannot are problems."""

@@ -98,7 +98,8 @@ class FolderCorpus(Corpus):
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    found = next((row[name] for name in names if row.get(name)), row.get(names[0]))
+    given = [row[name] for name in names if row.get(name) is not None]
+    found = next((value for value in given if value), given[0] if given else None)
     return found if isinstance(found, str) else None
 
 

@@ -36,9 +36,9 @@ def retrieve_lexical(
     """Return up to ``count`` pairs of each sign for every concept whose word the captions say.
 
     Words are matched whole, singular or plural, in any case (``daco_rt.concepts.WordIndex``); where a
-    compound of the table is said, its words are not said on their own. The best are the captions of fewest words, of
-    equals the first in the corpus. X⁻ are a seeded uniform draw from a common sample of the corpus, without
-    those that say the word and without captions equal to one of X⁺; there are as many as X⁺.
+    compound of the table is said, its words are not said on their own. The best are the captions of fewest
+    words, of equals the first in the corpus. X⁻ are a seeded uniform draw from a common sample of the corpus,
+    without those that say the word and without captions equal to one of X⁺; there are as many as X⁺.
 
     Parameters
     ----------
@@ -103,8 +103,8 @@ def retrieve_lexical(
     found.excluded |= dict.fromkeys(unsaid, 0)
     if not found.counts:
         raise DacoError(
-            f"none of the {len(concepts)} concepts has {minimum} pairs among the {pairs} of the corpus; lower "
-            "the minimum or give a larger corpus"
+            f"none of the {len(concepts)} concepts has {minimum} pairs among the {pairs} of the corpus; "
+            "lower the minimum or give a larger corpus"
         )
     return found
 

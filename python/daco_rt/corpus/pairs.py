@@ -99,6 +99,11 @@ class Corpus(ABC):
                 yield Pair(pair.id, caption, pair.image_ref)
 
     @property
+    def size(self) -> int | None:
+        """How many pairs there are at most, if that is known without reading; for progress."""
+        return None
+
+    @property
     def ids_are_unique(self) -> bool:
         """Whether ids are row numbers, so that none needs to be remembered."""
         return False

@@ -56,10 +56,15 @@ class ParquetCorpus(Corpus):
             found = sorted(map(Path, glob(str(files)))) if has_magic(str(files)) else [place]
         if not found or not found[0].is_file():
             raise DacoError(f"{files} is no .parquet file, nor a folder or pattern of some")
-        self.files, self.caption, self.image, self.id = found, caption, image, id
-        self._in_cells = self._check() and image is not None
+        self.files, self.caption, self.image, self.id = found, caption, image or None, id
+        self._in_cells = self._check() and self.image is not None
         super().__init__(Path(images) if images is not None and not self._in_cells else found[0].parent)
-        self.has_images = image is not None
+        self.has_images = self.image is not None
+
+    @property
+    def size(self) -> int:
+        """The number of rows, usable or not."""
+        return sum(self._open(file).metadata.num_rows for file in self.files)
 
     def read(self) -> Iterator[Pair]:
         """Yield the rows, file by file; columns of bytes are not read here."""

@@ -175,11 +175,10 @@ def _parquet_cell(path: Path, member: str) -> bytes:
             f"{path} has no row {number} or no column {column!r}; the pairs were made of another file"
         )
     key = str(path), column, group
-    with _lock:
+    with _lock:  # one file object is not read by two threads at a time
         cells = _groups.pop(key, None)
-    if cells is None:
-        cells = file.read_row_group(group, columns=[column]).column(0)
-    with _lock:
+        if cells is None:
+            cells = file.read_row_group(group, columns=[column]).column(0)
         _groups[key] = cells
         while len(_groups) > _GROUPS_KEPT:
             _groups.popitem(last=False)

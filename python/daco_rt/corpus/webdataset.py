@@ -64,6 +64,13 @@ class WebdatasetCorpus(Corpus):
         super().__init__(found[0].parent)
         self.shards = found
 
+    @property
+    def size(self) -> int:
+        """The number of pictures, usable or not; builds the indexes."""
+        return sum(
+            name.lower().endswith(IMAGES) for shard in self.shards for name in tar_index(shard).members
+        )
+
     def read(self) -> Iterator[Pair]:
         """Yield the samples, shard by shard, in the order of their first members."""
         for shard in self.shards:

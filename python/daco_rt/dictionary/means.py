@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from daco_rt._files import atomic_directory, sha256_file
+from daco_rt._files import atomic_directory, sha256_file, write_json
 from daco_rt.artifacts import Concept, ModelIdentity, from_array, read_header, write_safetensors
 from daco_rt.artifacts.concept import check_concepts, concept_rows, read_concepts
-from daco_rt.artifacts.shards import Shards, as_stored, read_spec, refuse_other, write_json
+from daco_rt.artifacts.shards import Shards, as_stored, read_spec, refuse_other
 from daco_rt.errors import ArtifactError
 
 FORMAT, VERSION = "daco_rt.means", 1
