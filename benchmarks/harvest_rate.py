@@ -44,9 +44,10 @@ BATCH_TOKENS = 2048
 
 # Run in a process of its own; VmHWM counts only its own memory, unlike what wait4 reports of a child.
 MEMORY = """
-import json, sys
+import gc, json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+from harness import return_free_memory
 from harvest_rate import peak_mb, plan_for, loaded
 import torch
 torch.set_num_threads(1)
@@ -56,6 +57,10 @@ model, tokenizer, identity = loaded(checkpoint)
 # A mapped table of embeddings fills as new words are met; a copy in memory does not.
 for parameter in model.parameters():
     parameter.data = parameter.data.clone()
+gc.collect()
+return_free_memory()
+# The kernel begins the peak anew.
+Path("/proc/self/clear_refs").write_text("5")
 before = peak_mb()
 plan = plan_for(identity, output, stimuli, blocks)
 means = plan.run(model, tokenizer, progress=False)

@@ -8,12 +8,13 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_harvest import Forks, die_at, run, slowly, tree
+import sae_samples
+from tiny_harvest import Forks, die_at, run, slowly, train, tree
 
 from daco_rt.errors import ArtifactError
 
@@ -69,29 +70,43 @@ def hidden(name: str) -> bool:
     return any(part.startswith(".") for part in Path(name).parts)
 
 
-def test_twenty_random_kills(forks: Forks, whole: dict[str, bytes], tmp_path: Path):
-    draw = random.Random(20)
+def kill_twenty(forks: Forks, function: Callable[..., None], folder: Path, seed: int) -> int:
+    """Kill a function of a folder twenty times at random, a finished one begun anew; return how many of the
+    kills found something unfinished. ``folder/timed`` is the result of an undisturbed run, and so is each
+    other folder."""
+    draw = random.Random(seed)
     began = time.monotonic()
-    (tmp_path / "timed").mkdir()
-    forks.start(slowly, tmp_path / "timed")
+    (folder / "timed").mkdir()
+    forks.start(function, folder / "timed")
     assert forks.wait() == 0
-    lasts = time.monotonic() - began
-    kills, unfinished, path = 0, 0, tmp_path / "0"
-    while kills < 20:
+    lasts, whole = time.monotonic() - began, tree(folder / "timed")
+    kills, unfinished, path = 0, 0, folder / "0"
+    while True:
         path.mkdir(exist_ok=True)
-        child = forks.start(slowly, path)
-        time.sleep(draw.uniform(0, 0.7 * lasts))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+        child = forks.start(function, path)
+        if kills < 20:
+            time.sleep(draw.uniform(0, 0.7 * lasts))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
         if forks.wait() == 0:
             assert tree(path) == whole
-            path = tmp_path / str(kills)
+            if kills == 20:
+                return unfinished
+            path = folder / str(kills)
             continue
         kills += 1
         unfinished += bool(tree(path)) and tree(path) != whole
-    run(path)
-    assert tree(path) == whole
-    assert unfinished >= 5, "the kills came before the harvest had begun"
+
+
+def test_twenty_random_kills_of_a_harvest(forks: Forks, whole: dict[str, bytes], tmp_path: Path):
+    assert kill_twenty(forks, slowly, tmp_path, 20) >= 5, "the kills came before the harvest had begun"
+    assert tree(tmp_path / "timed") == whole
+
+
+def test_twenty_random_kills_of_a_training(forks: Forks, tmp_path: Path):
+    sae_samples.store(tmp_path / "world" / "store", dtype="fp32")
+    sae_samples.dictionary(tmp_path / "world" / "dictionary")
+    assert kill_twenty(forks, train, tmp_path, 21) >= 5, "the kills came before the training had begun"
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path, whole: dict[str, bytes], monkeypatch: Any):

@@ -14,13 +14,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import sae_samples
 import torch
 from harvest_samples import TEMPLATES, tree
 
 from daco_rt import _files
-from daco_rt.artifacts import Concept, ModelIdentity
+from daco_rt.artifacts import Concept, ModelIdentity, load_dictionary
 from daco_rt.dictionary.harvest import HarvestPlan
 from daco_rt.dictionary.items import HarvestItem, ItemTable
+from daco_rt.sae import StoreSource, open_store, train_sae
 
 DIM, BLOCKS = 16, (0, 1)
 IDENTITY = ModelIdentity(DIM, 2, 128, 2, 1, "qwen2", (0.25,))
@@ -78,6 +80,22 @@ def plan(folder: Path, concepts: int = 4) -> HarvestPlan:
 def run(folder: Path, concepts: int = 4) -> None:
     """Run the plan of a folder in this process."""
     plan(folder, concepts).run(*loaded(), progress=False)
+
+
+def train(folder: Path, steps: str = "40") -> None:
+    """Train a small SAE into ``folder/sae``, on the store and dictionary in ``world`` beside the folder."""
+    torch.set_num_threads(1)
+    world = folder.parent / "world"
+    train_sae(
+        StoreSource(open_store(world / "store"), sae_samples.BLOCK),
+        folder / "sae",
+        model=sae_samples.MODEL,
+        block=sae_samples.BLOCK,
+        training=sae_samples.quick(steps=int(steps), checkpoint_every=4),
+        dictionary=load_dictionary(world / "dictionary"),
+        resume=True,
+        progress=False,
+    )
 
 
 def watch(file: str, happens: Callable[[str], None]) -> None:
@@ -202,4 +220,4 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-__all__ = ["Forks", "die_at", "loaded", "loaded_noting", "plan", "run", "slowly", "tree"]
+__all__ = ["Forks", "die_at", "loaded", "loaded_noting", "plan", "run", "slowly", "train", "tree"]

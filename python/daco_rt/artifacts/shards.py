@@ -79,7 +79,7 @@ class Shards:
         ArtifactError
             If the commit is missing or damaged.
         """
-        return read_json(self._file(shard), f"delete it and fill the {self.what} again")
+        return read_json(self._file(shard), remedy(self.what))
 
     def total(self, *keys: str) -> int:
         """Sum a count over the commits: ``total("rows", "16")`` adds up ``facts["rows"]["16"]``."""
@@ -129,13 +129,18 @@ def read_spec(path: Path, name: str, *, kind: str, version: int, what: str) -> d
     """
     if not (path / name).is_file():
         raise ArtifactError(f"{path} holds no {name}; expected the folder of {what}")
-    data = read_json(path / name, f"delete it and fill the {what.split()[-1]} again")
+    data = read_json(path / name, remedy(what.split()[-1]))
     if data.get("format") != kind or data.get("version") != version:
         raise ArtifactError(
             f"{path / name}: format {data.get('format')!r} version {data.get('version')!r}, expected "
             f"{kind!r} version {version}; give another folder or upgrade daco-rt"
         )
     return data
+
+
+def remedy(what: str) -> str:
+    """Say what helps a folder with a damaged file."""
+    return f"delete it and fill the {what} again"
 
 
 def refuse_other(path: Path, what: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -212,10 +212,8 @@ class HarvestPlan:
 
     def show(self, means: ConceptMeans, wanted: bool = True) -> contextlib.AbstractContextManager[Advance]:
         """Return the progress bar over the stimuli that are still to be read."""
-        if not wanted:
-            return contextlib.nullcontext(lambda _: None)
         total = sum(len(self.table.places(means.rows(shard))) for shard in self.missing(means))
-        return show("harvesting", total, unit="stimuli")
+        return show("harvesting", total, unit="stimuli", shown=wanted)
 
     def _sample_pictures(self, processor: Any) -> Iterator[list[Stimulus]]:
         """Pictures from all over the table, for the norm of image tokens where the rule reads them."""

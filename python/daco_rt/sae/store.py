@@ -24,7 +24,7 @@ import numpy as np
 
 from daco_rt._files import HashingFile, read_json, sweep, write_json
 from daco_rt.artifacts import ModelIdentity, from_array, read_header, write_safetensors
-from daco_rt.artifacts.shards import Shards, as_stored, read_spec, refuse_other
+from daco_rt.artifacts.shards import Shards, as_stored, read_spec, refuse_other, remedy
 from daco_rt.errors import ArtifactError
 
 FORMAT, VERSION = "daco_rt.activations", 1
@@ -233,7 +233,7 @@ def create_store(
     # A writer that was killed before the spec was there leaves its partial file and no store.
     sweep(path / _SPEC)
     if (path / _SPEC).exists():
-        refuse_other(path, "store", read_json(path / _SPEC, "delete it and fill the store again"), spec)
+        refuse_other(path, "store", read_json(path / _SPEC, remedy("store")), spec)
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ArtifactError(f"{path} is not empty and no activation store; choose another folder")
     else:
