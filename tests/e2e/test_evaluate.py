@@ -146,6 +146,28 @@ def test_a_second_run_generates_nothing_and_an_interrupted_one_goes_on(finished,
             assert texts(again, variant, benchmark) == texts(finished, variant, benchmark)
 
 
+def test_seeds_differ_and_a_question_keeps_its_draw_wherever_a_run_stopped(tmp_path):
+    changes = {
+        "generation": {**CONFIG["generation"], "temperature": 1.0, "batch_size": 2},
+        "seeds": [0, 1],
+        "benchmarks": {"benign": {"limit": 5}},
+        "methods": {"none": {}},
+        "perplexity": False,
+        "divergence": [],
+    }
+    whole = Evaluation(read_config(write_config(tmp_path, **changes)))
+    whole.run()
+    first, second = ([a.token_ids for a in whole.answers(cell).values()] for cell in whole.cells)
+    assert first != second
+    cell = whole.cells[0]
+    path = whole.output / "answers" / f"{cell.stem}.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.unlink()
+    path.with_name(f"{path.name}.partial").write_text("".join(lines[:4]))  # the header and three answers
+    whole.run()
+    assert [a.token_ids for a in whole.answers(cell).values()] == first
+
+
 def test_other_settings_do_not_mix(finished, tmp_path):
     changed = CONFIG["generation"] | {"max_new_tokens": 5}
     folder = finished.config.path.parent

@@ -6,6 +6,7 @@ are kept apart, so that a judge can be added without generating anything again.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -191,7 +192,7 @@ class Evaluation:
                 policy=built.policies[cell.variant],
                 max_new_tokens=self.config.max_new_tokens,
                 temperature=self.config.temperature,
-                seed=1_000_003 * cell.seed,
+                seeds=[_seed(s, cell.seed) for s in samples],
                 on_batch=keep,
             )
         rows.finish()
@@ -266,12 +267,17 @@ class Evaluation:
             return BundleSubject(built.bundle, threads=config.threads, batch_size=config.batch_size)
         from daco_rt.export import export_model
 
-        # Methods without a pack still run in a bundle: that of the model alone.
+        # Methods without a pack still run in a bundle: that of the model alone, made once.
+        if built.pack is None and self._loaded is not None:
+            return self._loaded
         folder = self.output / "bundles" / ("plain" if built.pack is None else built.method.name)
         export_model(
             config.family, checkpoint=config.checkpoint, pack=built.pack, output=folder, overwrite=True
         )
-        return BundleSubject(folder, threads=config.threads, batch_size=config.batch_size)
+        subject = BundleSubject(folder, threads=config.threads, batch_size=config.batch_size)
+        if built.pack is None:
+            self._loaded = subject
+        return subject
 
     def _torch(self, built: Built) -> Subject:
         from daco_rt.evaluate.torch_subject import TorchSubject
@@ -357,6 +363,11 @@ class Evaluation:
 
 def _ask(sample: Sample, built: Built | None) -> Ask:
     return Ask(sample.prompt, sample.image, None if built is None else built.system)
+
+
+def _seed(sample: Sample, seed: int) -> int:
+    """The seed of one answer: the same whether the run was interrupted before it or not."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{sample.id}".encode()).digest()[:4], "big")
 
 
 def _heard(verdict: Verdict, answer: Answer) -> Verdict:

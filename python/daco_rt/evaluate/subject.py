@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from daco_rt.errors import DacoError
 from daco_rt.runtime.request import GenerateRequest
 from daco_rt.runtime.sampling import Sampling
+from daco_rt.runtime.telemetry import BlockRows
 
 if TYPE_CHECKING:
     from daco_rt.runtime.generate import Generator
@@ -113,17 +114,8 @@ class Subject(ABC):
         """Answer one batch."""
 
     @abstractmethod
-    def observe(
-        self, asks: Sequence[Ask], *, max_new_tokens: int
-    ) -> dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]]:
-        """Answer under "observe" and return block → (support indices, values), each [rows, k_out], over all
-        covered rows of all questions.
-
-        Raises
-        ------
-        DacoError
-            The pack reports no support.
-        """
+    def _telemetry(self, requests: Sequence[GenerateRequest]) -> list[AnswerTelemetry]:
+        """Answer one batch under a policy other than "off" and return what was reported."""
 
     @abstractmethod
     def _logits(
@@ -151,7 +143,7 @@ class Subject(ABC):
         policy: str | None,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
-        seed: int = 0,
+        seeds: Sequence[int] | None = None,
         on_batch: Callable[[int, list[Answer]], None] | None = None,
     ) -> list[Answer]:
         """Answer all questions in their order.
@@ -161,7 +153,7 @@ class Subject(ABC):
         asks : the questions.
         policy : name, "off" or "observe".
         temperature : 0 is greedy.
-        seed : of the draws; question i of a call gets ``seed + i``.
+        seeds : of the draws, one a question; by default 0, 1, 2, …
         on_batch : called with (index of the batch's first answer, answers) as batches finish.
 
         Raises
@@ -170,10 +162,13 @@ class Subject(ABC):
             The policy is unknown; nothing is run then.
         """
         sampling = Sampling(temperature=temperature)
+        drawn = range(len(asks)) if seeds is None else seeds
+        if len(drawn) != len(asks):
+            raise DacoError(f"answer: {len(asks)} questions need as many seeds, got {len(drawn)}")
         answers: list[Answer] = []
         for start in range(0, len(asks), self.batch_size):
             batch = [
-                ask.request(policy, max_new_tokens, sampling, seed + start + i)
+                ask.request(policy, max_new_tokens, sampling, drawn[start + i])
                 for i, ask in enumerate(asks[start : start + self.batch_size])
             ]
             found = self._answer_or_say(batch)
@@ -192,6 +187,40 @@ class Subject(ABC):
             if len(batch) == 1:
                 return [Answer("", [], "refused by the runtime", error=str(error))]
             return [self._answer_or_say([request])[0] for request in batch]
+
+    def observe(
+        self, asks: Sequence[Ask], *, max_new_tokens: int
+    ) -> dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        """Answer under "observe" and return block → (support indices, values), each [rows, k_out], over all
+        covered rows of all questions; questions that cannot run are left out.
+
+        Raises
+        ------
+        DacoError
+            The pack reports no concepts, or no question can run.
+        """
+        found: dict[int, list[BlockRows]] = {}
+        trouble = "there are no questions"
+        for ask in asks:
+            try:
+                reported = self._telemetry([ask.request("observe", max_new_tokens, Sampling(), 0)])
+            except DacoError as error:
+                if isinstance(error, ValueError):
+                    raise
+                trouble = str(error)
+                continue
+            for telemetry in reported:
+                for block in telemetry.blocks:
+                    found.setdefault(block, []).append(telemetry.rows(block))
+        if not found:
+            raise DacoError(f"nothing could be observed: {trouble}")
+        codes = {}
+        for block, parts in found.items():
+            rows = BlockRows.join(parts)
+            if rows.support_index is None or rows.support_value is None:
+                raise DacoError("the pack reports no concepts; compile it with k_out of 1 or more")
+            codes[block] = (rows.support_index, rows.support_value)
+        return codes
 
     def logits(
         self, asks: Sequence[Ask], token_ids: Sequence[Sequence[int]], *, policy: str | None
@@ -253,24 +282,9 @@ class BundleSubject(Subject):
             )
         return answers
 
-    def observe(
-        self, asks: Sequence[Ask], *, max_new_tokens: int
-    ) -> dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]]:
-        requests = [ask.request("observe", max_new_tokens, Sampling(), 0) for ask in asks]
-        found: dict[int, list[tuple[NDArray[np.int32], NDArray[np.float32]]]] = {}
-        for result in self.generator.generate(requests):
-            assert result.telemetry is not None  # "observe" always reports
-            for block in result.telemetry.blocks:
-                rows = result.telemetry.rows(block)
-                if rows.support_index is None or rows.support_value is None:
-                    raise DacoError(
-                        "the bundle's pack reports no concepts; compile it with k_out of 1 or more"
-                    )
-                found.setdefault(block, []).append((rows.support_index, rows.support_value))
-        return {
-            block: (np.concatenate([i for i, _ in parts]), np.concatenate([v for _, v in parts]))
-            for block, parts in found.items()
-        }
+    def _telemetry(self, requests: Sequence[GenerateRequest]) -> list[AnswerTelemetry]:
+        found = [result.telemetry for result in self.generator.generate(requests)]
+        return [telemetry for telemetry in found if telemetry is not None]
 
     def _logits(
         self, requests: Sequence[GenerateRequest], token_ids: Sequence[Sequence[int]]

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from daco_rt.artifacts import Pack, load_pack
 from daco_rt.errors import CheckpointError, DacoError, PolicyError
-from daco_rt.evaluate.subject import Answer, Ask, Subject, told_by
+from daco_rt.evaluate.subject import Answer, Subject, told_by
 from daco_rt.models import resolve_checkpoint
 from daco_rt.runtime.policies import Chosen, choose_policy
 from daco_rt.runtime.positions import token_slots
 from daco_rt.runtime.processor import Prepared, Processor
 from daco_rt.runtime.request import GenerateRequest
-from daco_rt.runtime.sampling import Sampling, choose
+from daco_rt.runtime.sampling import choose
 from daco_rt.runtime.telemetry import AnswerTelemetry, BlockRows, ConceptBook
 from daco_rt.steering import steer
 
@@ -82,28 +82,8 @@ class TorchSubject(Subject):
         self.pack = load_pack(pack) if isinstance(pack, str | Path) else pack
         self._book = None if self.pack is None else ConceptBook(self.pack)
 
-    def observe(
-        self, asks: Sequence[Ask], *, max_new_tokens: int
-    ) -> dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]]:
-        found: dict[int, list[BlockRows]] = {}
-        for start in range(0, len(asks), self.batch_size):
-            batch = [
-                ask.request("observe", max_new_tokens, Sampling(), 0)
-                for ask in asks[start : start + self.batch_size]
-            ]
-            for row in self._run(batch):
-                assert row.telemetry is not None  # "observe" always reports
-                for block in row.telemetry.blocks:
-                    found.setdefault(block, []).append(row.telemetry.rows(block))
-        joined = {block: BlockRows.join(parts) for block, parts in found.items()}
-        codes = {}
-        for block, rows in joined.items():
-            if rows.support_index is None or rows.support_value is None:
-                raise DacoError(
-                    f"pack {self.pack and self.pack.path} reports no concepts; compile it with k_out"
-                )
-            codes[block] = (rows.support_index, rows.support_value)
-        return codes
+    def _telemetry(self, requests: Sequence[GenerateRequest]) -> list[AnswerTelemetry]:
+        return [row.telemetry for row in self._run(requests) if row.telemetry is not None]
 
     def _answer(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
         return [
