@@ -40,10 +40,8 @@ def main() -> int:
         began = time.perf_counter()
         queries, vectors = embeddings(Path(folder), options.concepts, options.pairs)
         print(f"embeddings: {time.perf_counter() - began:.0f} s", flush=True)
-        report = Report(
-            "retrieval", options.quick, {**vars(options), "wanted": WANTED, "concepts_block": 4096}
-        )
-        report.settings = {key: str(value) for key, value in report.settings.items()}
+        settings = {name: getattr(options, name) for name in ("concepts", "pairs", "threads", "precision")}
+        report = Report("retrieval", options.quick, settings | {"wanted": WANTED, "concepts_block": 4096})
         for precision in options.precision.split(","):
             row = measure(queries, vectors, precision, options.threads, quick=options.quick)
             report.rows.append(row)
