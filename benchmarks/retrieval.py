@@ -40,10 +40,8 @@ def main() -> int:
         began = time.perf_counter()
         queries, vectors = embeddings(Path(folder), options.concepts, options.pairs)
         print(f"embeddings: {time.perf_counter() - began:.0f} s", flush=True)
-        report = Report(
-            "retrieval", options.quick, {**vars(options), "wanted": WANTED, "concepts_block": 4096}
-        )
-        report.settings = {key: str(value) for key, value in report.settings.items()}
+        settings = {name: getattr(options, name) for name in ("concepts", "pairs", "threads", "precision")}
+        report = Report("retrieval", options.quick, settings | {"wanted": WANTED, "concepts_block": 4096})
         for precision in options.precision.split(","):
             row = measure(queries, vectors, precision, options.threads, quick=options.quick)
             report.rows.append(row)
@@ -118,7 +116,7 @@ def measure(queries: np.ndarray, vectors: ArrayVectors, precision: str, threads:
         print(f"{precision}: concepts from {start}: {spent[-1]:.1f} s", flush=True)
     rates.append(rates_of(precision))
     work = 2.0 * len(queries) * vectors.rows * DIM
-    wall_rate, cpu_rate = np.median(rates, axis=0)
+    wall_rate, cpu_rate = map(float, np.median(rates, axis=0))
     seconds, floor, floor_worked = sum(spent), 2 * work / wall_rate, 2 * work / cpu_rate
     plain = plain_rate(queries, vectors, 20_000 if quick else 65_536)
     return Row(
@@ -161,7 +159,7 @@ def rates_of(precision: str) -> tuple[float, float]:
         began, worked = time.perf_counter(), time.process_time()
         a @ b.T
         times.append((time.perf_counter() - began, time.process_time() - worked))
-    wall, cpu = np.median(times[1:], axis=0)
+    wall, cpu = map(float, np.median(times[1:], axis=0))
     return 2.0 * 2048 * 8192 * DIM / wall, 2.0 * 2048 * 8192 * DIM / cpu
 
 

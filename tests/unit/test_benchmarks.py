@@ -37,6 +37,7 @@ CASES = {
         "export, in place, file not cached",
         "export, converting fp32 to fp16",
     },
+    "retrieval": {"nearest pairs"},
 }
 NAMES = tuple(CASES)
 

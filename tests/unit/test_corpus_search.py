@@ -121,6 +121,21 @@ def test_far_vectors_with_a_bad_tangent_point_are_still_exact():
         assert (found.index == order).all()
 
 
+def test_pairs_that_bf16_cannot_tell_apart_are_not_lost():
+    """Pairs around one point, where the bound is tight: only the allowance for rounding keeps them."""
+    random = np.random.default_rng(9)
+    queries = unit(random.normal(size=(1, D))).astype(np.float32)
+    made = []
+    for share in (0.3, 0.9):
+        base = unit(share * queries[:1] + unit(random.normal(size=(1, D))))
+        made.append(unit(base + 1e-3 * random.normal(size=(4000, D))).astype(np.float16))
+    order, score = brute(queries, *made, 40)
+    assert np.ptp(score[0]) < 2.0**-8
+    for plan in PLANS[:1] + PLANS[3:5]:
+        found = nearest_pairs(queries, ArrayVectors(*made), 40, sample=np.arange(0, 4000, 2), plan=plan)
+        assert (found.index == order).all()
+
+
 def test_few_pairs_pass_the_bound(data: Any):
     queries, image, text = data
     vectors = ArrayVectors(image, text)

@@ -28,7 +28,7 @@ import torch
 
 EPSILON = 1e-6
 _PAD = 8  # columns behind the vectors: the threshold in three parts, and zeros to an even width
-_CHUNK = 2048  # pairs scored at once: their vectors stay in the cache
+_CHUNK_CPU, _CHUNK_DEVICE = 128, 16_384  # pairs scored at once: on a CPU their vectors stay in its caches
 _FLOOR = -1e4  # stands for "no threshold yet"; no score is below 2 ln ε ≫ this
 
 
@@ -368,18 +368,20 @@ def _products(
     """Inner products of pairs of rows, each on its own, so that its value depends on nothing else;
     float64."""
     found = np.empty(len(rows))
-    for at in range(0, len(rows), _CHUNK):
-        i, j = rows[at : at + _CHUNK], columns[at : at + _CHUNK]
-        if left.device.type == "cpu":
+    on_cpu = left.device.type == "cpu"
+    step = _CHUNK_CPU if on_cpu else _CHUNK_DEVICE
+    for at in range(0, len(rows), step):
+        i, j = rows[at : at + step], columns[at : at + step]
+        if on_cpu:
             # One thread: waiting for others would take longer than the work.
             kind = np.float64 if dtype == torch.float64 else np.float32
             a, b = left.numpy()[i].astype(kind, copy=False), right.numpy()[j].astype(kind, copy=False)
-            found[at : at + _CHUNK] = np.einsum("hd,hd->h", a, b)
+            found[at : at + step] = np.einsum("hd,hd->h", a, b)
         else:
             a, b = (
                 part[torch.from_numpy(k).to(left.device)].to(dtype) for part, k in ((left, i), (right, j))
             )
-            found[at : at + _CHUNK] = (a * b).sum(1).numpy(force=True)
+            found[at : at + step] = (a * b).sum(1).numpy(force=True)
     return found
 
 
