@@ -36,6 +36,41 @@ double coarseness(const SteerPursuit& op, const Net& net) {
   return std::max(worst, rounding);
 }
 
+// What to nearest may have cost an entry of row j of an fp16 Gram matrix, apart from the diagonal: half a
+// step at the largest of them. In a dictionary that is an eighth of half a step at twice the diagonal.
+float rounding_of_row(const SteerPursuit& op, int64_t j, float diagonal) {
+  const auto* row = static_cast<const uint16_t*>(op.gram) + j * op.atoms;
+  int16_t largest = 0;
+  const auto look = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto size = static_cast<int16_t>(row[i] & 0x7fffu);
+      largest = size > largest ? size : largest;
+    }
+  };
+  look(0, j);
+  look(j + 1, op.atoms);
+  constexpr int kInfinite = 31, kBias = 15, kDigits = 11;
+  const int exponent = largest >> 10;
+  if (exponent == kInfinite) return 0x1p-10f * diagonal;
+  // A tenth more, and the sums of fp32 that were rounded were rounded before.
+  return 1.1f * std::ldexp(1.f, std::max(exponent, 1) - kBias - kDigits) + 0x1p-21f * diagonal;
+}
+
+// Bounds what the correlations of atoms without a code are off by.
+double slack_of(const SteerPursuit& op, double coarse, Net* net) {
+  double slack = 0;
+  for (int64_t i = 0; i < net->count && coarse > 0; ++i) {
+    if (net->code[i] == 0) continue;
+    if (net->coarse[i] < 0) {
+      const bool rounded_only = net->symmetric && op.gram_dtype == DType::kF16;
+      net->coarse[i] = rounded_only ? rounding_of_row(op, net->index[i], net->diagonal[i])
+                                    : static_cast<float>(coarse * net->diagonal[i]);
+    }
+    slack += std::fabs(static_cast<double>(net->code[i])) * net->coarse[i];
+  }
+  return slack;
+}
+
 // Whether one matrix plays both roles, with one set of scales if it is quantised.
 bool is_one_matrix(const SteerPursuit& op) {
   if (op.analysis != op.synthesis) return false;
@@ -82,6 +117,7 @@ int64_t admit(const SteerPursuit& op, const Kernels& kernels, int64_t count, Net
     if (left != nullptr && net->count < kSmallNet) left[net->count] = value[i];
     net->index[net->count] = j;
     net->code[net->count] = 0;
+    net->coarse[net->count] = -1;
     net->diagonal[net->count] = diagonal;
     net->length[net->count++] =
         net->symmetric ? std::sqrt(diagonal) : static_cast<float>(synthesis_norm(op, kernels, j));
@@ -285,11 +321,7 @@ void solve_net(const SteerPursuit& op, const Kernels& kernels, const float* star
   const double coarse = coarseness(op, *net), level = l1_of(op, *net) + net->floor;
   const float* correlation = start;
   while (net->running) {
-    double reach = 0;
-    for (int64_t i = 0; i < net->count; ++i) {
-      reach += std::fabs(static_cast<double>(net->code[i])) * net->diagonal[i];
-    }
-    const double slack = coarse * reach;
+    const double slack = slack_of(op, coarse, net);
     const int64_t violating = list_above(op, kernels, correlation, level + slack, *net, scratch);
     if (admit(op, kernels, violating, net, scratch, nullptr) > 0) {
       net->settling = 0;

@@ -17,10 +17,11 @@ struct SmallInverse;
 struct Net {
   const float* x;  // [d]
   double norm;
-  int32_t* index;    // [m] the working set, in order of admission
-  float* code;       // [m]
-  float* diagonal;   // [m] G[j, j]
-  float* length;     // [m] |A_j|
+  int32_t* index;   // [m] the working set, in order of admission
+  float* code;      // [m]
+  float* diagonal;  // [m] G[j, j]
+  float* length;    // [m] |A_j|
+  float* coarse;    // [m] how far entries of this row of G may be off, the diagonal apart; below 0: not known
   uint64_t* member;  // a bit an atom: in the working set, or never to be
   int64_t count;
   int64_t modelled;  // how many of them have Gram entries in the scratch

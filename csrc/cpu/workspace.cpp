@@ -79,6 +79,7 @@ Net carve_net(const Sizes& s, Carver* carver) {
   n.code = carver->take<float>(s.net);
   n.diagonal = carver->take<float>(s.net);
   n.length = carver->take<float>(s.net);
+  n.coarse = carver->take<float>(s.net);
   n.member = carver->take<uint64_t>(member_words(s.net));
   return n;
 }
