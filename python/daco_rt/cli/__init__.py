@@ -16,10 +16,7 @@ VERBS = (
     ("concepts", "daco_rt.cli.concepts", "choose concepts from WordNet and label them"),
     ("stimuli", "daco_rt.cli.stimuli", "write the texts, or find the pictures, that stand for concepts"),
     ("harvest", "daco_rt.cli.harvest", "read stimuli through a model into the mean of each concept"),
-<<<<<<< HEAD
     ("dictionary", "daco_rt.cli.dictionary", "make a dictionary of concept means, and look at it"),
-=======
->>>>>>> harvest
     ("sae", "daco_rt.cli.sae", "train sparse autoencoders on a model's activations"),
     ("annotate", "daco_rt.cli.annotate", "label an SAE's latents, choose eta and gamma"),
     ("pack", "daco_rt.cli.pack", "compile a policy file with a dictionary or SAEs into a pack"),
