@@ -13,6 +13,7 @@ from daco_rt.artifacts import load_dictionary
 from daco_rt.cli import main
 from daco_rt.concepts import everyday_concepts, save_table
 from daco_rt.concepts.table import WordConcept
+from daco_rt.dictionary import dictionary_for
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +103,15 @@ def test_bad_input_is_one_sentence_and_writes_nothing(harvested: Path, tmp_path:
         said = capsys.readouterr().err.strip().splitlines()
         assert said[-1].startswith("daco-rt: error:") and message in said[-1], said
         assert not output.exists(), arguments
+
+
+def test_a_bundle_is_asked_like_its_dictionary(pocket_bundle: Path, capsys: Any) -> None:
+    shipped = dictionary_for("pocket-internvl")
+    capsys.readouterr()
+    found = []
+    for path in (pocket_bundle, pocket_bundle / "pack", shipped):
+        assert (
+            main(["inspect", str(path), "--nearest", "dagger", "--block", "3", "--count", "3", "--json"]) == 0
+        )
+        found.append([row["name"] for row in json.loads(capsys.readouterr().out)["nearest"]])
+    assert found[0] == found[1] == found[2] and len(found[0]) == 3
