@@ -33,7 +33,7 @@ from timing import against, in_turns, settle, spread
 from daco_rt.concepts import make_stimuli, shipped_table
 from daco_rt.dictionary.encode import Losses
 from daco_rt.dictionary.harvest import HarvestPlan, ShardWorker
-from daco_rt.dictionary.items import ItemTable, table_concepts, text_items
+from daco_rt.dictionary.items import HarvestItem, ItemTable, table_concepts, text_items
 from daco_rt.dictionary.means import ConceptMeans
 from daco_rt.dictionary.reading import MeanSums
 from daco_rt.models import model_identity, resolve_checkpoint
@@ -256,10 +256,12 @@ def measure_sums(size: Size) -> Row:
     )
     found[:, :, -3] = 1
 
+    items = [HarvestItem(concept, 1, "", None, None, None, "") for concept in range(10)]
+
     def add(_: int) -> MeanSums:
         sums = MeanSums(range(10), (1,), tuple(range(blocks)), width)
         for i in range(count):
-            sums.take(found[:, i], i % 10, 1, "")
+            sums.take(found[:, i], items[i % 10])
         return sums
 
     def at_once(_: int) -> np.ndarray:

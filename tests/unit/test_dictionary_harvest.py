@@ -19,6 +19,7 @@ from daco_rt.dictionary.means import open_means
 from daco_rt.dictionary.positions import RULES, Tokens, find_positions
 from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.models import pocket as pocket_model
+from daco_rt.models.residual import text_model_of
 from daco_rt.sae import open_store
 
 TEXT_RULES = [name for name in RULES if name != "image"]
@@ -199,10 +200,32 @@ def test_nan_names_the_stimulus(folder: Path, tmp_path: Path):
     assert harvest(folder, tmp_path / "m", position="last", items=items(False)).missing == []
 
 
+def test_nan_in_a_row_that_is_only_kept_names_the_stimulus(folder: Path, tmp_path: Path):
+    def spoil(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        output[:, -1] = torch.nan
+        return output
+
+    item = HarvestItem(1, 1, "<|im_start|>the dagger or the casino", 16, 22, None, "one")
+    # Ordinary text is read before the model is spoilt; the reading itself is sound.
+    before = tree(harvest(folder, tmp_path / "m", items=[item]).path)
+    handle = text_model_of(pocket(folder)[0]).layers[BLOCKS[-1]].register_forward_hook(spoil)
+    try:
+        with pytest.raises(DacoError, match="stimulus 'one' of concept 1 gives NaN or Inf at block 3"):
+            harvest(folder, tmp_path / "m", items=[item], activations=tmp_path / "s")
+    finally:
+        handle.remove()
+    assert tree(tmp_path / "m") == before
+
+
 def test_activations_are_kept_in_the_same_pass(folder: Path, tmp_path: Path):
     means = harvest(folder, tmp_path / "m", activations=tmp_path / "s", norm_limit=100.0)
     alone = harvest(folder, tmp_path / "alone", norm_limit=100.0)
     assert tree(means.path) == tree(alone.path)
+    # Also where some stimuli are only kept, in batches whose sizes would change with them.
+    long = [HarvestItem(1, 1, f"<|im_start|>{'so ' * n}it is", None, None, None, f"{n}") for n in range(40)]
+    mixed = {"items": [*items(), *long], "norm_limit": 100.0, "batch_tokens": 512, "concepts_per_shard": 8}
+    kept = harvest(folder, tmp_path / "k", activations=tmp_path / "t", **mixed)
+    assert tree(kept.path) == tree(harvest(folder, tmp_path / "l", **mixed).path)
     store = open_store(tmp_path / "s")
     table = list(ItemTable(items(), len(WORDS)))
     assert store.shards == means.shards.count

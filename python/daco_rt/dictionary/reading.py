@@ -14,7 +14,7 @@ from daco_rt.dictionary.encode import Encoder, Losses, Stimulus
 from daco_rt.dictionary.items import HarvestItem
 from daco_rt.dictionary.means import ConceptMeans, Ordinary, ShardMeans
 from daco_rt.errors import DacoError
-from daco_rt.models.residual import read_batches, read_blocks
+from daco_rt.models.residual import read_batches, read_blocks, text_model_of
 from daco_rt.sae.harvest import Reading
 
 Advance = Callable[[int], None]
@@ -80,19 +80,18 @@ class ShardReader:
         kept: dict[int, dict[int, np.ndarray]] = {}
         read = 0
         for stimuli in self.encoder.encode(items, first, losses):
-            wanted = [stimulus for stimulus in stimuli if keep or stimulus.positions]
-            for batch in self._batches(wanted, kept if keep else None):
+            # What is only kept runs apart: means must not depend on whether a store is filled.
+            parts = [[s for s in stimuli if s.positions], [s for s in stimuli if keep and not s.positions]]
+            for batch in (b for part in parts for b in self._batches(part, kept if keep else None)):
                 found = batch.fetch()
                 for row, stimulus in enumerate(batch.stimuli):
-                    sums.take(found[:, row], stimulus.item.concept, stimulus.item.sign, stimulus.item.id)
+                    sums.take(found[:, row], stimulus.item)
                 read += len(batch.stimuli)
                 advance(len(batch.stimuli))
         advance(len(items) - read)
         return sums.finish(len(items), losses), _reading(kept, self.blocks, width) if keep else None
 
     def _width(self) -> int:
-        from daco_rt.models.residual import text_model_of
-
         return int(text_model_of(self.model).embed_tokens.weight.shape[1])
 
     def _batches(
@@ -111,6 +110,9 @@ class ShardReader:
                     kept[stimulus.place] = {
                         block: stream[row, :length].float().cpu().numpy() for block, stream in streams.items()
                     }
+                    for block, table in kept[stimulus.place].items():
+                        if not np.isfinite(table).all():
+                            raise _not_finite(stimulus.item, block)
             batch = _Batch(chosen, _to_host(self._gather(chosen, streams)))
             # The batch before is summed only now, while the device runs this one.
             if last is not None:
@@ -188,14 +190,13 @@ class MeanSums:
         self.square = np.zeros(shape)
         self.rejected = np.zeros(len(blocks), np.int64)
 
-    def take(self, found: np.ndarray, concept: int, sign: int, name: str) -> None:
+    def take(self, found: np.ndarray, item: HarvestItem) -> None:
         """Take in one stimulus.
 
         Parameters
         ----------
         found : [blocks, d + 3]: readings, then positions kept, rejected, and not finite.
-        concept, sign : what it is a stimulus of.
-        name : what to call it.
+        item : the stimulus.
 
         Raises
         ------
@@ -204,16 +205,12 @@ class MeanSums:
         """
         readings, (kept, rejected, bad) = found[:, :-3], found[:, -3:].T
         if bad.any():
-            block = self.blocks[int(np.flatnonzero(bad)[0])]
-            raise DacoError(
-                f"stimulus {name!r} of concept {concept} gives NaN or Inf at block {block}; leave it out, or "
-                "run the model in fp32"
-            )
+            raise _not_finite(item, self.blocks[int(np.flatnonzero(bad)[0])])
         self.rejected += rejected.astype(np.int64)
         inside = kept > 0
         if not inside.any():
             return
-        at = self.signs.index(sign), concept - self.rows.start
+        at = self.signs.index(item.sign), item.concept - self.rows.start
         self.count[at] += inside
         # Where nothing was kept the step is zero, so neither mean nor square moves.
         step = (readings - self.mean[at]) * inside[:, None]
@@ -237,6 +234,13 @@ class MeanSums:
             dict(losses.skipped),
             losses.problems,
         )
+
+
+def _not_finite(item: HarvestItem, block: int) -> DacoError:
+    return DacoError(
+        f"stimulus {item.id!r} of concept {item.concept} gives NaN or Inf at block {block}; leave it out, or "
+        "run the model in fp32"
+    )
 
 
 def _reading(kept: dict[int, dict[int, np.ndarray]], blocks: tuple[int, ...], width: int) -> Reading:
