@@ -277,9 +277,9 @@ class Evaluation:
                 wanted.append(self._file("divergence", cell))
             if not all(path.is_file() for path in wanted):
                 return False
-        if self.config.timing and method.kind not in ("none", "system_prompt"):
-            if not all(self._timing_file(variant).is_file() for variant in method.labels):
-                return False
+        timed = self.config.timing and method.kind not in ("none", "system_prompt")
+        if timed and not all(self._timing_file(variant).is_file() for variant in method.labels):
+            return False
         if not self.config.perplexity or method.kind == "system_prompt":
             return True
         return all(self._perplexity_file(variant).is_file() for variant in method.labels)
