@@ -153,6 +153,7 @@ def test_seeds_differ_and_a_question_keeps_its_draw_wherever_a_run_stopped(tmp_p
         "benchmarks": {"benign": {"limit": 5}},
         "methods": {"none": {}},
         "perplexity": False,
+        "timing": False,
         "divergence": [],
     }
     whole = Evaluation(read_config(write_config(tmp_path, **changes)))
@@ -221,6 +222,9 @@ def test_the_report_holds_the_numbers_and_loads_nothing(finished):
         assert f"| {cell.variant} |" in notes
     for figure in re.findall(r"\]\((figures/[^)]+)\)", notes):
         assert (finished.output / figure).read_text().startswith("<svg")
+    slower = {n["variant"]: n["slowdown"] for n in record["numbers"]}
+    assert slower["none"] is None and slower["system"] is None
+    assert all(0.05 < slower[v][0] < 20 and slower[v][3] == 5 for v in ("pursuit@0.3", "add@0.5"))
     exact = {n["variant"]: n["exact"][0] for n in record["numbers"] if n["benchmark"] == "benign"}
     assert exact["none"] == exact["pursuit@5"] == 1.0 and exact["pursuit@0.3"] < 1.0
     told = json.loads((finished.output / "run.json").read_text())
@@ -263,6 +267,12 @@ def test_a_wrong_configuration_is_one_sentence(tmp_path, capsys, changes, said):
     assert main(["evaluate", str(write_config(tmp_path, **changes))]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_the_example_configuration_is_right():
+    config = read_config(Path(__file__).parents[2] / "configs" / "evaluate.yaml", part="dev")
+    assert list(config.methods)[:2] == ["none", "system_prompt"] and config.part == "dev"
+    assert config.benchmarks["strongreject"].path.name == "harm-prompts" and config.divergence == ("benign",)
 
 
 def test_methods_that_need_a_dictionary_say_so(tmp_path):

@@ -20,7 +20,7 @@ from daco_rt.evaluate.samples import PARTS, Part
 
 _TOP = (
     "version", "model", "engine", "dictionary", "output", "generation", "seeds", "split", "benchmarks",
-    "methods", "judges", "divergence", "perplexity",
+    "methods", "judges", "divergence", "perplexity", "timing",
 )  # fmt: skip
 _GENERATION = ("max_new_tokens", "temperature", "batch_size", "threads")
 ENGINES = ("bundle", "torch")
@@ -66,6 +66,8 @@ class EvaluationConfig:
         Benchmarks on whose unsteered answers the KL divergence is measured.
     perplexity : bool
         Whether it is measured on neutral text.
+    timing : bool
+        Whether the time of a token is measured in pairs with the unsteered model.
     """
 
     path: Path
@@ -87,6 +89,7 @@ class EvaluationConfig:
     split_seed: int = 0
     divergence: tuple[str, ...] = ()
     perplexity: bool = True
+    timing: bool = True
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -156,6 +159,7 @@ def read_config(
         split_seed=int(split.get("seed", 0)),
         divergence=tuple(divergence),
         perplexity=_flag(tree.get("perplexity", True), f"{path}: perplexity"),
+        timing=_flag(tree.get("timing", True), f"{path}: timing"),
         raw=tree,
     )
 

@@ -276,32 +276,33 @@ def _categories(evaluation: Evaluation, numbers: Sequence[Numbers], shown: list[
 def _costs(numbers: Sequence[Numbers]) -> Section:
     rows = []
     first = numbers[0].benchmark
-    plain = next((n.seconds for n in numbers if n.variant == "none" and n.benchmark == first), None)
     for n in numbers:
         if n.benchmark != first:
             continue
-        ratio = f"{n.seconds / plain:.2f}" if n.seconds and plain else "–"
         rows.append(
             (
                 n.variant,
                 f"{1000 * n.seconds:.1f}" if n.seconds else "–",
-                ratio,
+                number(n.slowdown),
                 f"{100 * n.edited:.1f}",
                 f"{n.applied:.3f}",
                 number(n.perplexity),
+                "" if n.variant == "none" or n.p_perplexity is None else f"{n.p_perplexity:.2g}",
             )
         )
     titles = (
         "variant",
         "ms a token",
-        "of unsteered",
+        "times unsteered",
         "rows edited, %",
         "applied dose",
         "perplexity, neutral text",
+        "its p",
     )
     text = (
-        f"On {first}. Time is the median over answers of decoding seconds a token, in batches and without "
-        "pairing: good for an order of magnitude, not for a benchmark."
+        f"Edited rows and dose are those on {first}. Time is that of one request at a time, in pairs with "
+        "the unsteered model: median, and least and largest of the pairs; an indication, for the machine may "
+        "be busy. p of the perplexity: a paired permutation test over the passages."
     )
     return Section("Cost", text, [Table(titles, tuple(rows))])
 

@@ -7,17 +7,13 @@ are kept apart, so that a judge can be added without generating anything again.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import platform
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from daco_rt import __version__
 from daco_rt._files import atomic_file
 from daco_rt.artifacts import ConceptDictionary, load_dictionary
 from daco_rt.dictionary import dictionary_for
@@ -26,6 +22,7 @@ from daco_rt.evaluate.benchmarks import load_benchmark
 from daco_rt.evaluate.config import EvaluationConfig
 from daco_rt.evaluate.judges import Verdict, make_judge
 from daco_rt.evaluate.methods import Built, Codes, Method, build_method
+from daco_rt.evaluate.provenance import provenance
 from daco_rt.evaluate.rows import RowFile, read_rows
 from daco_rt.evaluate.samples import Benchmark, Sample
 from daco_rt.evaluate.subject import Answer, Ask, BundleSubject, Subject
@@ -156,6 +153,13 @@ class Evaluation:
             return None
         return [row["nats"] for row in read_rows(path)]
 
+    def seconds(self, variant: str) -> list[tuple[float, float]] | None:
+        """Return pairs of seconds a token, unsteered and under a variant; None if they were not measured."""
+        path = self._timing_file(variant)
+        if not path.is_file():
+            return None
+        return [(row["off"], row["steered"]) for row in read_rows(path)]
+
     # ---- one method
 
     def _run_method(self, method: Method) -> None:
@@ -168,6 +172,9 @@ class Evaluation:
         for cell in self.cells:
             if cell.method == method.name and cell.benchmark in self.config.divergence:
                 self._diverge(cell, built, subject)
+        if self.config.timing:
+            for variant in method.labels:
+                self._time(variant, method, built, subject)
         # A system prompt stands outside raw text, so its perplexity would be the model's own.
         if self.config.perplexity and built.system is None:
             for variant in method.labels:
@@ -243,6 +250,21 @@ class Evaluation:
         )
         rows.finish()
 
+    def _time(self, variant: str, method: Method, built: Built, subject: Subject) -> None:
+        from daco_rt.evaluate.timing import paired_seconds
+
+        rows = RowFile(self._timing_file(variant), self._setting(method, method.labels[variant]))
+        policy = built.policies[variant]
+        # "off" against itself would only say how noisy the machine is.
+        if rows.complete or policy == "off":
+            return
+        pairs = paired_seconds(subject, policy)
+        rows.append({"id": str(i), "off": off, "steered": on} for i, (off, on) in enumerate(pairs))
+        rows.finish()
+
+    def _timing_file(self, variant: str) -> Path:
+        return self.output / "timing" / f"{variant}.jsonl"
+
     def _perplexity_file(self, variant: str) -> Path:
         return self.output / "perplexity" / f"{variant}.jsonl"
 
@@ -255,6 +277,9 @@ class Evaluation:
                 wanted.append(self._file("divergence", cell))
             if not all(path.is_file() for path in wanted):
                 return False
+        timed = self.config.timing and method.kind not in ("none", "system_prompt")
+        if timed and not all(self._timing_file(variant).is_file() for variant in method.labels):
+            return False
         if not self.config.perplexity or method.kind == "system_prompt":
             return True
         return all(self._perplexity_file(variant).is_file() for variant in method.labels)
@@ -341,12 +366,7 @@ class Evaluation:
     def _describe(self) -> None:
         record = {
             "format": 1,
-            "daco_rt": __version__,
-            "commit": _commit(),
-            "machine": {"cpu": _processor(), "python": platform.python_version()},
-            "versions": {
-                name: importlib.metadata.version(name) for name in ("onnxruntime", "numpy", "transformers")
-            },
+            **provenance(),
             "config": json.loads(json.dumps(self.config.raw, default=str)),
             "part": self.config.part,
             "benchmarks": {name: b.card.to_json() for name, b in self.benchmarks.items()},
@@ -375,25 +395,3 @@ def _heard(verdict: Verdict, answer: Answer) -> Verdict:
     if not answer.error:
         return verdict
     return Verdict(None, None, answer.error, verdict.source)
-
-
-def _commit() -> str:
-    """The repository's commit, with "+" where files differ from it; empty outside a clone."""
-    try:
-        here = Path(__file__).resolve().parent
-        run = ["git", "-C", str(here)]
-        head = subprocess.run(
-            [*run, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
-        dirty = subprocess.run([*run, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

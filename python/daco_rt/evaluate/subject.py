@@ -336,9 +336,3 @@ def told_by(telemetry: AnswerTelemetry | None) -> dict[str, Any]:
         "applied_dose": max((row["applied_dose"]["mean"] for row in blocks), default=0.0),
         "removed": {concept["name"]: concept["rows"] for concept in summary["removed"]},
     }
-
-
-def seconds_a_token(answers: Sequence[Answer]) -> float | None:
-    """Return the median over answers of decoding seconds a token; None without two tokens anywhere."""
-    found = [a.decode_seconds / (len(a.token_ids) - 1) for a in answers if len(a.token_ids) > 1]
-    return float(np.median(found)) if found else None

@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 
 from daco_rt.evaluate.judges import Verdict
-from daco_rt.evaluate.metrics import Estimate, agreement, bootstrap, fluency, mcnemar, overlap, wilson
+from daco_rt.evaluate.metrics import (
+    Estimate,
+    agreement,
+    bootstrap,
+    fluency,
+    mcnemar,
+    overlap,
+    permutation_test,
+    wilson,
+)
 from daco_rt.evaluate.run import Cell, Evaluation
-from daco_rt.evaluate.subject import Answer, seconds_a_token
+from daco_rt.evaluate.subject import Answer
 
 OUTCOMES = {
     "unsafe": "unsafe answers",
@@ -64,12 +73,16 @@ class Numbers:
     """Nats a token on the unsteered answers; None where it was not asked for."""
     perplexity: Estimate | None
     """Of neutral text; None where it was not measured."""
+    p_perplexity: float | None
+    """Of a paired permutation test over passages against the unsteered model."""
     edited: float
     """Share of covered rows that an edit changed."""
     applied: float
     """Mean applied dose."""
     seconds: float | None
-    """Median decoding seconds a token."""
+    """Median decoding seconds a token, of pairs measured apart from the answers."""
+    slowdown: Estimate | None
+    """Median, least and largest ratio to the unsteered token next to it; None where it was not measured."""
     failed: int
     """Requests that could not run."""
     by_category: dict[str, dict[str, Estimate]] = field(default_factory=dict)
@@ -174,9 +187,10 @@ def _numbers(
         bootstrap([[fluency(after.text)] for after in flat]),
         None if nats is None else bootstrap(list(nats.values())),
         _perplexity(evaluation.neutral_nats(first.variant)),
+        _p_perplexity(evaluation.neutral_nats(first.variant), evaluation.neutral_nats("none")),
         sum(answer.edited_rows for answer in flat) / covered if covered else 0.0,
         float(np.mean([answer.applied_dose for answer in flat])),
-        seconds_a_token(flat),
+        *_times(evaluation.seconds(first.variant)),
         sum(bool(answer.error) for answer in flat),
         by_category,
         dict(sorted(removed.items(), key=lambda item: (-item[1], item[0]))),
@@ -188,6 +202,21 @@ def _perplexity(nats: list[list[float]] | None) -> Estimate | None:
         return None
     mean = bootstrap(nats)
     return Estimate(math.exp(mean.value), math.exp(mean.low), math.exp(mean.high), mean.n)
+
+
+def _p_perplexity(nats: list[list[float]] | None, plain: list[list[float]] | None) -> float | None:
+    if nats is None or plain is None:
+        return None
+    pairs = zip(nats, plain, strict=True)
+    return permutation_test([float(np.mean(after) - np.mean(before)) for after, before in pairs])
+
+
+def _times(pairs: list[tuple[float, float]] | None) -> tuple[float | None, Estimate | None]:
+    if not pairs:
+        return None, None
+    ratios = [on / off for off, on in pairs]
+    slowdown = Estimate(float(np.median(ratios)), min(ratios), max(ratios), len(ratios))
+    return float(np.median([on for _, on in pairs])), slowdown
 
 
 def outcome_of(kind: str, options: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ the same draws here and in a bundle, and every pass is reported token by token.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ class TorchSubject(Subject):
                 row.reason,
                 row.prompt.length,
                 row.policy.name,
+                row.seconds,
                 **told_by(row.telemetry),
             )
             for row in self._run(requests)
@@ -179,7 +181,9 @@ class _Row:
             )
         self._request, self._forced = request, forced
         self._rng = np.random.default_rng(request.seed)
-        self._eos = subject.processor.eos_token_ids
+        self._eos = frozenset[int]() if request.ignore_eos else subject.processor.eos_token_ids
+        self.seconds = 0.0
+        self._began = 0.0
         self.finished = forced is not None and not forced
 
     def take(self, logits: NDArray[np.float32]) -> None:
@@ -193,6 +197,9 @@ class _Row:
         seen = [*self.prompt.input_ids.tolist(), *self.tokens] if sampling.needs_history else []
         token = choose(logits, sampling, self._rng, seen)
         self.tokens.append(token)
+        now = time.perf_counter()
+        self._began = self._began or now
+        self.seconds = now - self._began
         if token in self._eos:
             self.reason = "eos"
         elif len(self.tokens) >= self._request.max_new_tokens:

@@ -1,0 +1,50 @@
+"""Where a run's numbers come from: commit, machine, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from daco_rt import __version__
+
+
+def provenance() -> dict[str, Any]:
+    """Return version and commit of daco_rt, the machine, and the versions of what computed.
+
+    Example
+    -------
+    >>> sorted(provenance())
+    ['commit', 'daco_rt', 'machine', 'versions']
+    """
+    names = ("onnxruntime", "numpy", "torch", "transformers")
+    return {
+        "daco_rt": __version__,
+        "commit": _commit(),
+        "machine": {"cpu": _processor(), "python": platform.python_version()},
+        "versions": {name: importlib.metadata.version(name) for name in names},
+    }
+
+
+def _commit() -> str:
+    """The repository's commit, with "+" where files differ from it; empty outside a clone."""
+    try:
+        here = Path(__file__).resolve().parent
+        run = ["git", "-C", str(here)]
+        head = subprocess.run(
+            [*run, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run([*run, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
