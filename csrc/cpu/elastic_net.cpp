@@ -218,10 +218,10 @@ double descend(const SteerPursuit& op, const Kernels& kernels, Net* net, const N
   return moved;
 }
 
-// Solves the net over the working set, of which scratch.left has the correlations under the present codes;
-// returns the longest way that a code went.
-double solve_over_members(const SteerPursuit& op, const Kernels& kernels, Net* net,
-                          const NetScratch& scratch) {
+// Solves the net over the working set, of which scratch.left has the correlations under the present codes, or
+// comes `near` its solution; returns the longest way that a code went.
+double solve_over_members(const SteerPursuit& op, const Kernels& kernels, Net* net, const NetScratch& scratch,
+                          bool near = false) {
   if (net->count > kSmallNet) return descend(op, kernels, net, scratch);
   extend_model(op, kernels, net, scratch);
   SmallNet small;
@@ -237,7 +237,7 @@ double solve_over_members(const SteerPursuit& op, const Kernels& kernels, Net* n
   small.both_signs = both_signs(op);
   small.tolerance = kTolerance * net->norm;
   std::copy(net->code, net->code + net->count, scratch.code);
-  small.solve();
+  near ? small.approach() : small.solve();
   double moved = 0;
   for (int64_t i = 0; i < net->count; ++i) {
     moved = std::max(moved, std::fabs(scratch.code[i] - net->code[i]) * net->length[i]);
@@ -327,7 +327,8 @@ void solve_net(const SteerPursuit& op, const Kernels& kernels, const float* star
       net->settling = 0;
       extend_model(op, kernels, net, scratch);
       model_left(net, start, scratch);
-      solve_over_members(op, kernels, net, scratch);
+      // Where a second look follows in any case, it solves.
+      solve_over_members(op, kernels, net, scratch, coarse > 0);
     } else {
       net->running = coarse > 0 && look_again(op, kernels, correlation, slack, net, scratch);
       if (!net->running) return;

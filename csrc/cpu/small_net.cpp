@@ -8,6 +8,7 @@ namespace cpu {
 namespace {
 
 constexpr int kQuickSweeps = 4;         // before the linear system is tried
+constexpr int kApproachSweeps = 20;     // fewer admit too many atoms, 40 gain no more
 constexpr double kQuickStep = 100;      // or until steps are this many times the tolerance
 constexpr double kLastStep = 0.1;       // share of the tolerance at which sweeps alone are done
 constexpr double kEntering = 1e-2;      // share of the tolerance from which on a code at zero must leave it
@@ -177,6 +178,12 @@ bool SmallNet::solve_support() {
     if (enters < 0) return true;
   }
   return false;
+}
+
+void SmallNet::approach() {
+  for (int i = 0; i < kApproachSweeps; ++i) {
+    if (sweep() <= kQuickStep * tolerance) return;
+  }
 }
 
 void SmallNet::solve() {

@@ -45,6 +45,7 @@ struct SmallNet {
   double tolerance = 0;  // steps of this length are no steps any more
 
   void solve();
+  void approach();  // sweeps alone, for a set that is to grow or an answer that is to be refined
 
  private:
   double diagonal(int64_t j) const { return column[j * kSmallNet + j]; }
