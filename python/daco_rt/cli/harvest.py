@@ -62,7 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the model (default: as it is stored)",
     )
     running.add_argument(
-        "--batch-tokens", type=int, default=4096, metavar="N", help="tokens in one pass (default 4096)"
+        "--batch-tokens",
+        type=int,
+        metavar="N",
+        help="tokens in one pass (default: 1024 on a CPU, 4096 on a GPU)",
     )
     running.add_argument(
         "--max-tokens", type=int, default=2048, metavar="N", help="texts are cut there (default 2048)"

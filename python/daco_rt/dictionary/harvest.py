@@ -28,6 +28,7 @@ NORM_LIMIT = 4.0
 # Stimuli behind one shard, if it is not said how many concepts: a minute or so of work to lose.
 STIMULI_PER_SHARD = 512
 PICTURES_SAMPLED = 16
+CPU_BATCH, BATCH = 1024, 4096
 
 Advance = Callable[[int], None]
 
@@ -42,7 +43,7 @@ def harvest_means(
     *,
     identity: ModelIdentity,
     position: str = "word",
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     max_tokens: int = 2048,
     prompt: str = PROMPT,
     max_tiles: int | None = None,
@@ -65,7 +66,8 @@ def harvest_means(
     output : the folder of the means.
     identity : of the model's checkpoint.
     position : where in a stimulus it is read (``dictionary.positions``).
-    batch_tokens : tokens in one forward pass, padding included.
+    batch_tokens : tokens in one forward pass, padding included; by default 1,024 on a CPU, whose caches hold
+        no more, and 4,096 elsewhere.
     max_tokens : texts are cut there; pictures never.
     prompt : what the user asks about a picture; the item's text is the answer.
     max_tiles : most tiles a picture is cut into; by default the processor's own.
@@ -111,7 +113,7 @@ class HarvestPlan:
     output: Path
     identity: ModelIdentity
     position: str = "word"
-    batch_tokens: int = 4096
+    batch_tokens: int | None = None
     max_tokens: int = 2048
     prompt: str = PROMPT
     max_tiles: int | None = None
@@ -147,13 +149,15 @@ class HarvestPlan:
                 f"{self.activations} is there already, and beginning anew does not replace an activation "
                 "store; delete it or choose another folder"
             )
+        weight = text_model_of(model).embed_tokens.weight
+        batch_tokens = self.batch_tokens or (CPU_BATCH if weight.device.type == "cpu" else BATCH)
         recipe: dict[str, Any] = {
             "stimuli": len(self.table),
             "stimuli_sha256": self.table.sha256(),
             "ordinary_sha256": hashlib.sha256("\0".join(ORDINARY_TEXTS).encode()).hexdigest(),
-            "dtype": str(text_model_of(model).embed_tokens.weight.dtype).removeprefix("torch."),
+            "dtype": str(weight.dtype).removeprefix("torch."),
             "norm_limit": self.norm_limit,
-            "batch_tokens": self.batch_tokens,
+            "batch_tokens": batch_tokens,
             "max_tokens": self.max_tokens,
         }
         if len(self.table.pictures):
@@ -173,7 +177,7 @@ class HarvestPlan:
                 encoder.tokenizer,
                 self.blocks,
                 norm_limit=self.norm_limit,
-                batch_tokens=self.batch_tokens,
+                batch_tokens=batch_tokens,
                 pictures=self._sample_pictures(processor),
             ),
             overwrite=overwrite,
