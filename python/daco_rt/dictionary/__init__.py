@@ -10,6 +10,7 @@ from daco_rt.dictionary.shipped import dictionary_for, shipped_dictionaries
 if TYPE_CHECKING:
     from daco_rt.dictionary.directions import Directions, block_directions, build_dictionary
     from daco_rt.dictionary.harvest import harvest_means
+    from daco_rt.dictionary.heard import Heard, find_heard, without_heard
     from daco_rt.dictionary.identification import Identification, identify
     from daco_rt.dictionary.items import HarvestItem, ItemTable, table_concepts, text_items
     from daco_rt.dictionary.means import ConceptMeans, open_means
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "directions": ("Directions", "block_directions", "build_dictionary"),
     "harvest": ("harvest_means",),
+    "heard": ("Heard", "find_heard", "without_heard"),
     "identification": ("Identification", "identify"),
     "items": ("HarvestItem", "ItemTable", "table_concepts", "text_items"),
     "means": ("ConceptMeans", "open_means"),
@@ -31,12 +33,14 @@ __all__ = [
     "ConceptMeans",
     "Directions",
     "HarvestItem",
+    "Heard",
     "Identification",
     "ItemTable",
     "block_directions",
     "build_dictionary",
     "diagnose",
     "dictionary_for",
+    "find_heard",
     "harvest_means",
     "identify",
     "open_atoms",
@@ -44,6 +48,7 @@ __all__ = [
     "shipped_dictionaries",
     "table_concepts",
     "text_items",
+    "without_heard",
 ]
 
 

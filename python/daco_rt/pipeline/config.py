@@ -55,17 +55,19 @@ class HarvestSection:
     texts: bool = True
     pairs: str | None = None
     position: str = "word"
-    batch_tokens: int = 4096
+    batch_tokens: int | None = None
     concepts_per_shard: int | None = None
 
 
 @dataclass(frozen=True)
 class DictionarySection:
-    """How directions are made of means; arguments of ``build_dictionary``."""
+    """How directions are made of means; arguments of ``build_dictionary``. A concept that ordinary text holds
+    at ``heard`` of the median norm or more loses its label (``find_heard``); 0 leaves all labels."""
 
     centre: str | None = None
     remove_shared: int = 0
     minimum: int = MINIMUM
+    heard: float = 0.4
 
 
 @dataclass(frozen=True)

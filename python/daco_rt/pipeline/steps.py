@@ -102,7 +102,7 @@ def steps_of(config: BuildConfig, host: Host) -> list[Step]:
         If a file that the configuration names does not exist.
     """
     model = {**host.identity.to_dict(), "precision": host.precision}
-    steps = [_concepts(config), _stimuli(config), _harvest(config, host, model), _dictionary(config)]
+    steps = [_concepts(config), _stimuli(config), _harvest(config, host, model), _dictionary(config, host)]
     if config.sae is not None:
         for block in config.sae.blocks or config.blocks:
             steps += [_activations(config, host, model, block), _sae(config, block), _annotate(config, block)]
@@ -172,15 +172,22 @@ def _harvest(config: BuildConfig, host: Host, model: dict[str, Any]) -> Step:
     return Step("harvest", MEANS, (TABLE, *((TEXTS,) if section.texts else ())), pairs, settings, run)
 
 
-def _dictionary(config: BuildConfig) -> Step:
+def _dictionary(config: BuildConfig, host: Host) -> Step:
     section = config.dictionary
+    options = asdict(section)
+    del options["heard"]
 
     def run(at: Path, _resume: bool) -> str:
-        from daco_rt.dictionary.directions import build_dictionary
-        from daco_rt.dictionary.means import open_means
+        from daco_rt.dictionary import build_dictionary, find_heard, open_means, without_heard
 
-        made = build_dictionary(open_means(at / MEANS), at / DICTIONARY, overwrite=True, **asdict(section))
-        return f"{made.size} atoms at blocks {_list(made.blocks)}"
+        made = build_dictionary(open_means(at / MEANS), at / DICTIONARY, overwrite=True, **options)
+        summary = f"{made.size} atoms at blocks {_list(made.blocks)}"
+        heard = find_heard(made, *host.loaded, least=section.heard) if section.heard else ()
+        if heard:
+            without_heard(made, heard, at / DICTIONARY, overwrite=True)
+            names = ", ".join(made.concepts[one.concept].name for one in heard[:5])
+            summary += f"; {len(heard)} heard in ordinary text are neutral: {names}"
+        return summary
 
     return Step("dictionary", DICTIONARY, (MEANS,), (), asdict(section), run)
 
