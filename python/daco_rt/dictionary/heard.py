@@ -1,8 +1,8 @@
 """Labelled concepts that a model hears where nobody speaks of them.
 
 An atom is mostly its word's tokens. A rare word broken into pieces can share what its last piece looks like
-with any other word in pieces, as the name of the model in its own system prompt, and an edit that takes it for
-the concept then touches every answer. Such an atom gives itself away: it is found in ordinary text.
+with any other word in pieces, as the name of the model in its own system prompt, and an edit that takes it
+for the concept then touches every answer. Such an atom gives itself away: it is found in ordinary text.
 """
 
 from __future__ import annotations
