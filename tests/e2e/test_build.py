@@ -27,6 +27,8 @@ blocks: 2-3
 concepts: {size: 30}
 stimuli: {count: 4}
 harvest: {concepts_per_shard: 4, batch_tokens: 256}
+# A random model hears everything everywhere.
+dictionary: {heard: 0}
 sae: {blocks: 3, k: 4, steps: 40, batch: 64, checkpoint_every: 10}
 annotate: {eta: 0.05, rule: nearest}
 packs:
@@ -65,7 +67,8 @@ def test_from_words_to_a_pack_that_an_export_takes(tmp_path: Path, config: Path,
 
     dictionary = load_dictionary(out / "dictionary")
     assert dictionary.blocks == (2, 3) and dictionary.size <= 30
-    assert dictionary.concepts[dictionary.index("person")].synset == "person.n.01"
+    rifle = dictionary.concepts[dictionary.index("rifle")]
+    assert (rifle.synset, rifle.label, rifle.group) == ("rifle.n.01", "undesirable", "weapons")
     assert load_pack(out / "packs/default").op == "pursuit" and load_pack(out / "packs/latents").op == "sae"
     export_model(
         "internvl",
