@@ -116,10 +116,11 @@ def select_concepts(
 
 
 def subset_concepts(table: Sequence[WordConcept], size: int) -> tuple[WordConcept, ...]:
-    """Return a smaller table: by rank, after labelled concepts up to a third, and everyday words.
+    """Return a smaller table: labelled concepts up to a third, what they could be taken for, then by rank.
 
-    Everyday words (the package's hand-written list) are what undesirable concepts must not be taken for: a
-    dictionary that knows poker and no chess finds poker in both. Few of them would be there by rank, which at
+    What they could be taken for are everyday words (the package's hand-written list) and the last words of
+    labelled compounds: a dictionary that knows poker and no chess finds poker in both, and one that knows
+    smokeless powder and no powder finds it in ground coffee. Few of them would be there by rank, which at
     small sizes is that of newspapers: *state*, *group*, *act*.
 
     Example
@@ -130,10 +131,11 @@ def subset_concepts(table: Sequence[WordConcept], size: int) -> tuple[WordConcep
     """
     if size < 1:
         raise ArtifactError(f"size must be 1 or more, got {size}")
-    everyday = {entry.name for entry in everyday_concepts()}
     labelled = [row for row, concept in enumerate(table) if concept.label != "neutral"]
     first = labelled[: size // KEPT_SHARE]
-    known = [row for row, concept in enumerate(table) if concept.name.lower() in everyday]
+    alike = {entry.name for entry in everyday_concepts()}
+    alike |= {table[row].name.lower().rpartition(" ")[2] for row in first}
+    known = [row for row, concept in enumerate(table) if concept.name.lower() in alike]
     chosen = dict.fromkeys([*first, *known, *range(len(table))])
     return tuple(table[row] for row in sorted(list(chosen)[:size]))
 

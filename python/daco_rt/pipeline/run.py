@@ -1,7 +1,7 @@
 """Running a build: each step once, again only when something that decides its result has changed.
 
 ``build.json`` in the build's folder records for every step the *key* it was run with (a hash of its
-settings, of what it read, and of this format's number) and a *digest* of what it made. A step is up to date
+settings, of what it read, and of the version of daco_rt) and a *digest* of what it made. A step is up to date
 if both still hold. Digests are of contents, so a step that comes out the same again leaves those behind it
 alone.
 """
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import daco_rt
 from daco_rt._files import atomic_file, sha256_file
 from daco_rt.artifacts.manifest import plain_json
 from daco_rt.errors import DacoError, did_you_mean
@@ -170,7 +171,7 @@ def _resumes(step: Step, folder: Path, state: dict[str, Any], key: str) -> bool:
 def _key(step: Step, folder: Path) -> str:
     """Hash what decides a step's result; steps before it must have run."""
     parts = {
-        "version": _VERSION,
+        "version": [_VERSION, daco_rt.__version__],
         "step": step.name,
         "settings": step.settings,
         "inputs": {name: _digest(folder / name) for name in step.inputs if (folder / name).exists()},
