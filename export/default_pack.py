@@ -11,7 +11,7 @@ from daco_rt.dictionary import dictionary_for
 from daco_rt.models import Checkpoint
 from daco_rt.steering.compile import compile_pursuit_pack
 
-# Fractions of a block's median residual norm. On smol 0.4 keeps the concept out and leaves an unrelated
+# Fractions of a block's median residual norm. On smol 0.5 keeps the concept out and leaves an unrelated
 # answer as it was (tests/e2e/test_smol.py). Pocket's codes are weaker: 0.3 edits a fifth of verify's rows.
 _DEADBAND = {"smol-internvl": 0.5, "pocket-internvl": 0.3}
 
