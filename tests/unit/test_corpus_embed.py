@@ -187,7 +187,7 @@ def test_a_store_of_something_else_is_not_continued(tmp_path: Path, clip: Any, f
     with pytest.raises(ArtifactError, match="another dim, encoder"):
         embed_corpus(corpus, load_encoder(folders["siglip"]), tmp_path / "e", progress=False)
     (tmp_path / "t.txt").write_text("a dagger\n")
-    with pytest.raises(ArtifactError, match="another corpus, images"):
+    with pytest.raises(ArtifactError, match=r"another corpus \(kind, file, sha256\), images"):
         embed_corpus(TextCorpus(tmp_path / "t.txt"), clip, tmp_path / "e", progress=False)
     with pytest.raises(ArtifactError, match="not empty"):
         embed_corpus(corpus, clip, tmp_path / "c", progress=False)

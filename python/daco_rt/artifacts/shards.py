@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daco_rt._files import HashingFile, read_json, sha256_file, write_json
+from daco_rt._files import HashingFile, read_json, sha256_file, sweep, write_json
 from daco_rt.errors import ArtifactError
 
 _COMMITS = "commits"
@@ -141,6 +141,26 @@ def read_spec(path: Path, name: str, *, kind: str, version: int, what: str) -> d
 def remedy(what: str) -> str:
     """Say what helps a folder with a damaged file."""
     return f"delete it and fill the {what} again"
+
+
+def begin_spec(path: Path, name: str, spec: Mapping[str, Any], *, what: str) -> None:
+    """Write the spec of a new folder, or find that the folder was begun with the same.
+
+    Raises
+    ------
+    ArtifactError
+        If something else is there, or the folder was begun with other arguments.
+    """
+    stored = as_stored(spec)
+    # A writer that was killed before the spec was there leaves its partial file and nothing else.
+    sweep(path / name)
+    if (path / name).exists():
+        refuse_other(path, what, read_json(path / name, remedy(what)), stored)
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ArtifactError(f"{path} is not empty and holds no {name}; choose another folder")
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / name, stored)
 
 
 def refuse_other(path: Path, what: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 
 from daco_rt._files import atomic_file, read_json, sha256_file, write_json
 from daco_rt.artifacts import from_array, read_header, write_safetensors
+from daco_rt.artifacts.shards import begin_spec, read_spec
 from daco_rt.corpus.arrow import arrow
 from daco_rt.corpus.pairs import Pair, Problems
 from daco_rt.errors import ArtifactError
@@ -140,8 +141,8 @@ class EmbeddingStore:
         ----------
         shard : which one, from 0.
         pairs : n pairs.
-        text, image : their embeddings, [n, d]; stored with norm 1 as fp16. ``image`` for a store with
-        pictures. problems : what was skipped in the shard's share of the corpus.
+        text, image : their embeddings, [n, d]; stored with norm 1 as fp16. A store with pictures needs both.
+        problems : what was skipped in the shard's share of the corpus.
 
         Raises
         ------
@@ -162,8 +163,7 @@ class EmbeddingStore:
             if broken.size:
                 raise ArtifactError(
                     f"{where}: the {name} embedding of pair {pairs[broken[0]].id!r} is zero, NaN or Inf; run "
-                    "the "
-                    "encoder in fp32"
+                    "the encoder in fp32"
                 )
             tensors[name] = from_array((table / norm[:, None]).astype(np.float16))
         files = {}
@@ -197,8 +197,7 @@ class EmbeddingStore:
         if self.shards is None:
             raise ArtifactError(
                 f"embeddings {self.path} are not complete; run the command that embeds the corpus again, it "
-                "goes "
-                "on where it stopped"
+                "goes on where it stopped"
             )
         for shard in range(self.shards):
             for suffix, entry in self._commit(shard)["files"].items():
@@ -281,19 +280,7 @@ def create_embeddings(
         "encoder": dict(encoder),
         "corpus": dict(corpus),
     }
-    spec = json.loads(json.dumps(spec, allow_nan=False))
-    if (path / _SPEC).exists():
-        found = read_json(path / _SPEC, _REMEDY)
-        if different := sorted(key for key in spec if found.get(key) != spec[key]):
-            raise ArtifactError(
-                f"embeddings {path} were begun with another {', '.join(different)}; choose another folder or "
-                "delete this one"
-            )
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ArtifactError(f"{path} is not empty and holds no embeddings; choose another folder")
-    else:
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / _SPEC, spec)
+    begin_spec(path, _SPEC, spec, what="embeddings")
     return open_embeddings(path, complete=False)
 
 
@@ -312,15 +299,7 @@ def open_embeddings(path: str | Path, *, complete: bool = True, verify: bool = F
         If there is none, it is damaged, or of another version.
     """
     path = Path(path)
-    if not (path / _SPEC).is_file():
-        raise ArtifactError(f"{path} holds no {_SPEC}; expected the folder of a corpus's embeddings")
-    data = read_json(path / _SPEC, _REMEDY)
-    if data.get("format") != FORMAT or data.get("version") != VERSION:
-        raise ArtifactError(
-            f"{path / _SPEC}: format {data.get('format')!r} version {data.get('version')!r}, expected "
-            f"{FORMAT!r} "
-            f"version {VERSION}; give another folder or upgrade daco-rt"
-        )
+    data = read_spec(path, _SPEC, kind=FORMAT, version=VERSION, what="a corpus's embeddings")
     try:
         store = EmbeddingStore(
             path,

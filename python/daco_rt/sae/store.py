@@ -22,9 +22,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from daco_rt._files import HashingFile, read_json, sweep, write_json
+from daco_rt._files import HashingFile
 from daco_rt.artifacts import ModelIdentity, from_array, read_header, write_safetensors
-from daco_rt.artifacts.shards import Shards, as_stored, read_spec, refuse_other, remedy
+from daco_rt.artifacts.shards import Shards, begin_spec, read_spec
 from daco_rt.errors import ArtifactError
 
 FORMAT, VERSION = "daco_rt.activations", 1
@@ -229,16 +229,7 @@ def create_store(
         "shards": int(shards),
         "recipe": dict(recipe or {}),
     }
-    spec = as_stored(spec)
-    # A writer that was killed before the spec was there leaves its partial file and no store.
-    sweep(path / _SPEC)
-    if (path / _SPEC).exists():
-        refuse_other(path, "store", read_json(path / _SPEC, remedy("store")), spec)
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ArtifactError(f"{path} is not empty and no activation store; choose another folder")
-    else:
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / _SPEC, spec)
+    begin_spec(path, _SPEC, spec, what="store")
     return open_store(path, complete=False)
 
 
