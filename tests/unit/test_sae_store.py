@@ -131,7 +131,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path):
         made.chunk(1, 0)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")
-    with pytest.raises(ArtifactError, match="holds no store.json"):
+    with pytest.raises(ArtifactError, match=r"holds no store\.json"):
         begin(tmp_path / "other")
     (made.path / "store.json").write_text(json.dumps({"format": "daco_rt.activations", "version": 9}))
     with pytest.raises(ArtifactError, match="version 9, expected"):
