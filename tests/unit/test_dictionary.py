@@ -17,7 +17,9 @@ from daco_rt.concepts import (
     everyday_concepts,
     make_stimuli,
     read_entries,
+    shipped_table,
     stimuli_for,
+    subset_concepts,
 )
 from daco_rt.dictionary import (
     build_dictionary,
@@ -161,18 +163,26 @@ def test_shipped_dictionaries_are_whole_and_small() -> None:
     shipped = shipped_dictionaries()
     assert set(shipped) == {"smol-internvl", "pocket-internvl"}
     wanted = {"smol-internvl": (576, (15, 16, 17, 18, 19), 30), "pocket-internvl": (192, (2, 3, 4), 6)}
-    names = [entry.name for entry in everyday_concepts()]
+    small = subset_concepts(shipped_table(), 1500)
+    names = {
+        "smol-internvl": [concept.name for concept in small],
+        "pocket-internvl": [entry.name for entry in everyday_concepts()],
+    }
     for label, path in shipped.items():
         assert dictionary_for(label) == path
-        assert sum(file.stat().st_size for file in path.iterdir()) <= 2_000_000
+        assert sum(file.stat().st_size for file in path.iterdir()) <= 10_000_000
         dictionary = load_dictionary(path)
         dim, blocks, layers = wanted[label]
         assert (dictionary.dim, dictionary.blocks, dictionary.dtype) == (dim, blocks, "fp16")
         assert dictionary.model.num_hidden_layers == layers
-        assert [concept.name for concept in dictionary.concepts] == names
+        assert [concept.name for concept in dictionary.concepts] == names[label]
         # Centred directions must not share one big component, or pursuit could not tell them apart.
         atoms = dictionary.atoms(blocks[0]).astype(np.float32)
         assert np.abs(atoms @ atoms.T).mean() < 0.2
+    # Labels are the table's, but for concepts that ordinary text holds.
+    smol = load_dictionary(shipped["smol-internvl"])
+    changed = {mine.name for mine, row in zip(smol.concepts, small, strict=True) if mine.label != row.label}
+    assert changed == set(smol.recipe["heard"]) and len(changed) < 10
 
 
 def test_shipped_pocket_dictionary_belongs_to_the_pocket_model(
