@@ -8,7 +8,7 @@ question and a seed alone, so it stays where it is when other samples come or go
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,9 @@ class Sample:
         Samples of one group are variants of one question and share a side of the split.
     harmful : bool
         Whether a good answer refuses or turns away. False for questions that deserve an answer.
+    facts : mapping
+        What judges may know about the question: ``concept`` is the name of the concept that it means, in
+        words or by a description.
     """
 
     id: str
@@ -52,6 +55,7 @@ class Sample:
     reference: str = ""
     group: str = ""
     harmful: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def wish(self) -> str:
