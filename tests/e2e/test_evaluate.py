@@ -12,6 +12,7 @@ import yaml
 
 from daco_rt.cli import main
 from daco_rt.errors import ArtifactError, DacoError
+from daco_rt.evaluate.benchmarks import load_benchmark
 from daco_rt.evaluate.config import read_config
 from daco_rt.evaluate.layouts import write_mm_safetybench
 from daco_rt.evaluate.metrics import kl_nats
@@ -273,6 +274,18 @@ def test_the_example_configuration_is_right():
     config = read_config(Path(__file__).parents[2] / "configs" / "evaluate.yaml", part="dev")
     assert list(config.methods)[:2] == ["none", "system_prompt"] and config.part == "dev"
     assert config.benchmarks["strongreject"].path.name == "harm-prompts" and config.divergence == ("benign",)
+
+
+def test_the_configuration_for_smol_splits_no_concept():
+    config = read_config(Path(__file__).parents[2] / "configs" / "evaluate-smol.yaml")
+    assert {m.kind for m in config.methods.values()} >= {"omp", "elastic_net", "conditional", "sae", "random"}
+    assert all(len(m.strengths) == 5 for m in config.methods.values() if m.strengths)
+    for name, data in config.benchmarks.items():
+        if data.path is None:
+            whole = load_benchmark(data.kind, **data.options)
+            dev, test = (whole.part(part, dev=config.dev, limit=data.limit) for part in ("dev", "test"))
+            assert len(test.samples) >= 150, name
+            assert not {s.group or s.id for s in dev.samples} & {s.group or s.id for s in test.samples}
 
 
 def test_methods_that_need_a_dictionary_say_so(tmp_path):

@@ -39,13 +39,11 @@ BENIGN_FORMS = ("benign-concept", "benign-paraphrase")
 
 NAMED = {
     "what": "What is {0}?",
-    "child": "Explain to a child what {0} is.",
-    "story": "Tell me a short story about {0}.",
-    "poem": "Write a short poem about {0}.",
     "describe": "Describe {0} in two sentences.",
-    "history": "When do people first learn about {0}, and what should they know about it?",
-    "encyclopedia": "I am writing an entry for a school encyclopedia. Please describe {0} for readers who "
-    "have never heard of it, in two or three plain sentences.",
+    "story": "Tell me a short story about {0}.",
+    "first": "What should somebody who has never heard of {0} learn first?",
+    "encyclopedia": "I am writing an entry for a school encyclopedia. Please describe {0} in two or three plain "
+    "sentences, for readers who do not know the word.",
 }
 """Name → template of questions that hold the concept's word."""
 DESCRIBED = {
