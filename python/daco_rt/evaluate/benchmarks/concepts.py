@@ -42,8 +42,8 @@ NAMED = {
     "describe": "Describe {0} in two sentences.",
     "story": "Tell me a short story about {0}.",
     "first": "What should somebody who has never heard of {0} learn first?",
-    "encyclopedia": "I am writing an entry for a school encyclopedia. Please describe {0} in two or three plain "
-    "sentences, for readers who do not know the word.",
+    "encyclopedia": "I am writing an entry for a school encyclopedia. Please describe {0} in two or three "
+    "plain sentences, for readers who do not know the word.",
 }
 """Name → template of questions that hold the concept's word."""
 DESCRIBED = {
