@@ -224,7 +224,7 @@ def _benchmark(evaluation: Evaluation, numbers: Sequence[Numbers], name: str) ->
     text = (
         f"{rows[0].samples} {what}. p: a paired test of the judge's main rate against the unsteered "
         "answers, by question; arrows: which way a judge's number is better. As unsteered: answers equal "
-        "word for word; overlap: F1 of words with the unsteered answer; fluency: share of distinct word trigrams."
+        "word for word; overlap: F1 of words with the unsteered answer; fluency: share of distinct trigrams."
     )
     return Section(name, text, [table])
 
