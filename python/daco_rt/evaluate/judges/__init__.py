@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from daco_rt.errors import DacoError
 from daco_rt.evaluate.judges.verdict import Judge, Verdict
 
-__all__ = ["JUDGES", "Judge", "Verdict", "make_judge"]
+__all__ = ["JUDGES", "SCORES", "Better", "Judge", "Verdict", "make_judge"]
+
+Better = Literal["lower", "higher"]
 
 JUDGES: dict[str, tuple[str, ...]] = {
     "refusal": ("count_rest_as_unsafe",),
@@ -21,6 +23,8 @@ JUDGES: dict[str, tuple[str, ...]] = {
     "endpoint": ("url", "model", "cache", "workers", "asks", "timeout", "tries", "pause"),
 }  # fmt: skip
 """Kind → the options that it takes; ``guard`` is the kind of a guard model."""
+SCORES: dict[str, dict[str, Better]] = {}
+"""Kind → the names of `Verdict.scores` that its verdicts hold, and which way each is better."""
 
 
 def make_judge(kind: str, options: Mapping[str, Any]) -> Judge:
