@@ -1,7 +1,7 @@
 """Train scenes-internvl from scratch on scenes, and write its tokenizer, weights and record into the package.
 
-    python scripts/train_scenes.py --work runs/scenes            # about an hour on two cores, minutes on a GPU
-    python scripts/train_scenes.py --work runs/scenes            # again: goes on where it was stopped
+    python scripts/train_scenes.py --work runs/scenes        # about an hour on two cores, minutes on a GPU
+    python scripts/train_scenes.py --work runs/scenes        # again: goes on where it was stopped
 
 Three stages, each with a learning rate that warms up and falls to nothing:
 
@@ -9,9 +9,9 @@ Three stages, each with a learning rate that warms up and falls to nothing:
     words     text model and projector, the tower frozen
     joint     everything, the patches' loss at a third of its weight
 
-Scenes are drawn anew for every step from a seed of that step, so a run that was stopped continues with the same
-scenes. Pairs of concepts that are held out (`daco_rt.scenes.held_out_pairs`) are never shown. At the end the
-model describes 1,000 scenes, half of them with held-out pairs; the shares are in training.json.
+Scenes are drawn anew for every step from a seed of that step, so a run that was stopped continues with the
+same scenes. Pairs of concepts that are held out (`daco_rt.scenes.held_out_pairs`) are never shown. At the end
+the model describes new scenes of each kind; the shares are in training.json.
 """
 
 from __future__ import annotations
@@ -59,8 +59,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and the log")
-    parser.add_argument("--output", type=Path, default=ASSETS, help="folder to write (default: in the package)")
-    parser.add_argument("--steps", type=int, nargs=3, default=(2600, 500, 3200), metavar="N", help="of the stages")
+    parser.add_argument(
+        "--output", type=Path, default=ASSETS, help="folder to write (default: in the package)"
+    )
+    parser.add_argument(
+        "--steps", type=int, nargs=3, default=(1200, 400, 3000), metavar="N", help="of the stages"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -175,7 +179,9 @@ class Drawn(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
 def content(scenes: Scenes, row: int) -> tuple[list[Any], Any]:
     """The concepts of a scene from left to right, and the one in letters or None."""
     concepts, word = scene_concepts(), int(scenes.words[row])
-    return [concepts[i] for i in scenes.concepts[row].tolist() if i >= 0], concepts[word] if word >= 0 else None
+    return [concepts[i] for i in scenes.concepts[row].tolist() if i >= 0], concepts[
+        word
+    ] if word >= 0 else None
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
@@ -246,7 +252,9 @@ class Trainer:
                 optimiser.zero_grad()
             step += 1
             for name, loss in losses.items():
-                means[name] = loss.item() if math.isnan(means[name]) else 0.98 * means[name] + 0.02 * loss.item()
+                means[name] = (
+                    loss.item() if math.isnan(means[name]) else 0.98 * means[name] + 0.02 * loss.item()
+                )
             if step % 100 == 0 or step == stage.steps:
                 rate = (step - first) / (time.time() - began)
                 self._note(stage, step, rate, means)
@@ -260,7 +268,9 @@ class Trainer:
         mixed = model.pixel_shuffle(seen.unflatten(1, (side, side)), scale_factor=0.5)
         return model.multi_modal_projector(mixed.flatten(1, 2))
 
-    def _tell(self, seen: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, questions: int) -> torch.Tensor:
+    def _tell(
+        self, seen: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, questions: int
+    ) -> torch.Tensor:
         embeds = self.net.model.language_model.embed_tokens(ids)
         pictures = self._features(seen).repeat_interleave(questions, 0)
         embeds = embeds.masked_scatter((ids == self.text.image)[..., None], pictures.to(embeds.dtype))
@@ -293,7 +303,9 @@ class Trainer:
             found[name] = self._score(drawn, system, question)
         return found
 
-    def _score(self, scenes: Scenes, system: str = "", question: str = "What do you see?") -> dict[str, float]:
+    def _score(
+        self, scenes: Scenes, system: str = "", question: str = "What do you see?"
+    ) -> dict[str, float]:
         told = self.tell(normalise(scenes.pixels), system, question)
         hits = total = named = exact = refused = unsafe = unsafe_told = 0
         for row, text in enumerate(told):
@@ -326,7 +338,9 @@ class Trainer:
                 input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=part.to(self.device),
                 max_new_tokens=24, do_sample=False,
             )  # fmt: skip
-            found += self.text.tokenizer.decode_batch(out[:, ids.shape[1] :].tolist(), skip_special_tokens=True)
+            found += self.text.tokenizer.decode_batch(
+                out[:, ids.shape[1] :].tolist(), skip_special_tokens=True
+            )
         return found
 
     def _note(self, stage: Stage, step: int, rate: float, means: dict[str, float]) -> None:
@@ -386,7 +400,9 @@ class Trainer:
 
 def make_optimisers(net: Any, chosen: list[torch.nn.Parameter]) -> list[Any]:
     """Muon for the matrices of the blocks, AdamW for all else."""
-    hidden = {id(p) for n, p in net.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n}
+    hidden = {
+        id(p) for n, p in net.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n
+    }
     matrices = [p for p in chosen if id(p) in hidden]
     rest = [p for p in chosen if id(p) not in hidden]
     decayed, plain = [p for p in rest if p.ndim > 1], [p for p in rest if p.ndim <= 1]
@@ -412,7 +428,9 @@ def write(trainer: Trainer, stages: list[Stage], shares: dict[str, Any], output:
     folder = trainer.work / "saved"
     trainer.net.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
-    save_file({name: value.half().contiguous() for name, value in tensors.items()}, output / "weights.safetensors")
+    save_file(
+        {name: value.half().contiguous() for name, value in tensors.items()}, output / "weights.safetensors"
+    )
     (output / "tokenizer.json").write_bytes(trainer.tokenizer.read_bytes())
     record = {
         "script": "scripts/train_scenes.py",

@@ -1,8 +1,8 @@
 """scenes-internvl: a 5-million-parameter InternVL that sees and describes the pictures of `daco_rt.scenes`.
 
-Its weights come with the package, trained by ``scripts/train_scenes.py`` of the repository; what was trained, and
-how well it sees, is in ``training.json`` beside them. It knows a hundred things and a few sentences, and nothing
-else: what steering does to it can be counted, what it means for a large model cannot.
+Its weights come with the package, trained by ``scripts/train_scenes.py`` of the repository; how that
+went and how well it sees is in ``training.json`` beside them. It knows a hundred things and a few sentences, and nothing
+else: what steering does to it can be counted, what that means for a large model cannot.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from daco_rt.models.pocket import CHAT_TEMPLATE
 
 NAME = "scenes-internvl"
 LICENCE = "Apache-2.0"
-DESCRIPTION = "describes pictures of one to three of a hundred things (6 blocks, d = 192); trained on them alone"
+DESCRIPTION = "describes scenes of one to three of a hundred things (6 blocks, d = 192); knows nothing else"
 ASSETS = Path(__file__).parent / "assets" / "scenes"
 
 WIDTH, INNER, BLOCKS, HEADS, KV_HEADS = 192, 512, 6, 4, 2
@@ -115,15 +115,15 @@ def _recipe() -> dict[str, Any]:
     try:
         digests = {name: sha256_file(ASSETS / name) for name in ("tokenizer.json", "weights.safetensors")}
     except OSError as error:
-        raise CheckpointError(f"{ASSETS} cannot be read ({error.strerror}); install the package again") from error
+        raise CheckpointError(
+            f"{ASSETS} cannot be read ({error.strerror}); install the package again"
+        ) from error
     return {"name": NAME, "version": 1, "sha256": digests}
 
 
 def _build(folder: Path) -> None:
     write_frame(folder, ASSETS / "tokenizer.json")
-    write_safetensors(
-        folder / "model.safetensors", ((name, from_array(array)) for name, array in _weights())
-    )
+    write_safetensors(folder / "model.safetensors", ((name, from_array(array)) for name, array in _weights()))
 
 
 def _weights() -> Iterator[tuple[str, np.ndarray]]:

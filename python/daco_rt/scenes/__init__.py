@@ -6,8 +6,8 @@ wrong without a judge. A quarter of the things are unsafe to mention. The built-
 sees.
 """
 
-from daco_rt.scenes.concepts import SceneConcept, scene_concepts
 from daco_rt.scenes.compose import Scenes, compose
+from daco_rt.scenes.concepts import SceneConcept, scene_concepts
 from daco_rt.scenes.draw import Choice, draw_scenes, held_out_pairs
 from daco_rt.scenes.language import CAREFUL, JAILBREAK, SAFELY, Exchange, Telling, describe, exchanges
 

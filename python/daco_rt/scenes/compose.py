@@ -45,8 +45,8 @@ class Scenes(NamedTuple):
 def compose(choice: Choice, generator: torch.Generator) -> Scenes:
     """Place and draw what was chosen.
 
-    Things differ in place, size (20 to 36 pixels), turn (up to 14°), mirroring and brightness; grounds in colour
-    and gradient; everything gets a little noise. Cost: about half a millisecond a scene on one core.
+    Things differ in place, size (20 to 36 pixels), turn (up to 14°), mirroring and brightness; grounds in
+    colour and gradient; everything gets a little noise. Cost: about half a millisecond a scene on one core.
 
     Parameters
     ----------

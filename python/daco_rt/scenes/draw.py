@@ -97,7 +97,7 @@ def draw_scenes(
     scenes, tries, bad = len(counts), _TRIES[side], sum(concept.unsafe for concept in concepts)
     weight = torch.ones(scenes * tries, len(concepts))
     if unsafe is not None:
-        # The first place is unsafe with exactly this chance; the others a little less, being drawn without return.
+        # Exactly this chance for the first place, a little less for the others: nothing comes twice.
         weight[..., :bad], weight[..., bad:] = unsafe / bad, (1 - unsafe) / (len(concepts) - bad)
     drawn = torch.multinomial(weight, MOST, generator=generator).view(scenes, tries, MOST)
     there = torch.arange(MOST) < counts[:, None]

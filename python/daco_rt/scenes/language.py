@@ -35,7 +35,7 @@ READ = "What does it say?"
 _LEFT, _MIDDLE, _RIGHT = "on the left", "in the middle", "on the right"
 _PLACES = {1: (_MIDDLE,), 2: (_LEFT, _RIGHT), 3: (_LEFT, _MIDDLE, _RIGHT)}
 _NUMBERS = ("one object", "two objects", "three objects")
-_KINDS = ("describe", "list", "where", "count", "is-there", "read")
+_KINDS = {"describe": 6.0, "list": 1.0, "where": 1.5, "count": 0.5, "is-there": 1.0, "read": 2.0}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,11 @@ def describe(
 
 
 def exchanges(
-    concepts: Sequence[SceneConcept], word: SceneConcept | None, draw: random.Random, *, kind: str | None = None
+    concepts: Sequence[SceneConcept],
+    word: SceneConcept | None,
+    draw: random.Random,
+    *,
+    kind: str | None = None,
 ) -> Exchange:
     """Draw a question about a scene and answer it.
 
@@ -108,8 +112,15 @@ def exchanges(
     kind : "describe", "list", "where", "count", "is-there" or "read"; drawn by default.
     """
     unsafe = any(c.unsafe for c in concepts) or (word is not None and word.unsafe)
-    possible = [k for k in _KINDS if (k == "read") <= (word is not None) and (bool(concepts) or k in ("describe", "read"))]
-    weights = [{"describe": 6.0, "list": 1.0, "where": 1.5, "count": 0.5, "is-there": 1.0, "read": 2.0}[k] for k in possible]
+    possible = [
+        k
+        for k in _KINDS
+        if (k == "read") <= (word is not None) and (bool(concepts) or k in ("describe", "read"))
+    ]
+    weights = [
+        {"describe": 6.0, "list": 1.0, "where": 1.5, "count": 0.5, "is-there": 1.0, "read": 2.0}[k]
+        for k in possible
+    ]
     kind = kind or draw.choices(possible, weights)[0]
     system = draw.choices(("", CAREFUL, SAFELY), (0.6, 0.2, 0.2))[0] if kind == "describe" else ""
     jailbreak = draw.random() < (0.33 if system else 0.1)

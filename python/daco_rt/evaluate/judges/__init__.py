@@ -20,10 +20,20 @@ JUDGES: dict[str, tuple[str, ...]] = {
         "path", "guard", "unsafe_labels", "threshold", "template", "strict", "max_new_tokens", "batch_size",
         "max_length", "device", "dtype",
     ),
+    "scenes": (),
     "endpoint": ("url", "model", "cache", "workers", "asks", "timeout", "tries", "pause"),
 }  # fmt: skip
 """Kind → the options that it takes; ``guard`` is the kind of a guard model."""
-SCORES: dict[str, dict[str, Better]] = {}
+SCORES: dict[str, dict[str, Better]] = {
+    "scenes": {
+        "mention": "lower",
+        "recall": "higher",
+        "exact": "higher",
+        "invented": "lower",
+        "neutral": "higher",
+        "well-formed": "higher",
+    }
+}
 """Kind → the names of `Verdict.scores` that its verdicts hold, and which way each is better."""
 
 
@@ -49,6 +59,10 @@ def make_judge(kind: str, options: Mapping[str, Any]) -> Judge:
         from daco_rt.evaluate.judges.refusal import RefusalJudge
 
         return RefusalJudge(**options)
+    if kind == "scenes":
+        from daco_rt.evaluate.judges.scenes import SceneJudge
+
+        return SceneJudge(**options)
     if kind == "guard":
         from daco_rt.evaluate.judges.guard import GuardJudge
 
