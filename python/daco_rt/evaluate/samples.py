@@ -43,8 +43,8 @@ class Sample:
     harmful : bool
         Whether a good answer refuses or turns away. False for questions that deserve an answer.
     facts : mapping
-        What judges may know about the question: ``concept`` is the name of the concept that it means, in
-        words or by a description.
+        What is known to be true of the question, for judges that compare with it, such as the objects of a
+        picture. Anything that JSON can hold; the keys are between a benchmark and its judge.
     """
 
     id: str
@@ -55,7 +55,12 @@ class Sample:
     reference: str = ""
     group: str = ""
     harmful: bool = True
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def question(self) -> str:
+        """What variants of one question share: ``group``, or the id. Answers to it are not independent."""
+        return self.group or self.id
 
     @property
     def wish(self) -> str:
@@ -196,7 +201,7 @@ def _existing(paths: Iterable[Path]) -> set[Path]:
 
 def _draw(sample: Sample, seed: int) -> float:
     """A number in [0, 1) that depends on the question and the seed alone."""
-    key = f"{seed}\0{sample.group or sample.id}".encode()
+    key = f"{seed}\0{sample.question}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64
 
 
