@@ -5,7 +5,6 @@ The format is described in docs/evaluation.md. Paths in a file are relative to i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from daco_rt.evaluate.benchmarks import READERS
 from daco_rt.evaluate.judges import JUDGES
 from daco_rt.evaluate.methods import Method
 from daco_rt.evaluate.samples import PARTS, Part
+from daco_rt.evaluate.values import count, flag, number, safe_name, text
 
 _TOP = (
     "version", "model", "engine", "dictionary", "output", "generation", "seeds", "split", "benchmarks",
@@ -113,8 +113,8 @@ def read_config(
     if tree.get("version") != 1:
         raise DacoError(f"{path}: version must be 1, got {tree.get('version')!r}")
     model = check_keys(tree.get("model"), ("family", "checkpoint"), f"{path}, model")
-    family = _text(model.get("family", "internvl"), f"{path}, model: family")
-    checkpoint = _text(model.get("checkpoint", f"smol-{family}"), f"{path}, model: checkpoint")
+    family = text(model.get("family", "internvl"), f"{path}, model: family")
+    checkpoint = text(model.get("checkpoint", f"smol-{family}"), f"{path}, model: checkpoint")
     if (path.parent / checkpoint).is_dir():
         checkpoint = str(path.parent / checkpoint)
     engine = tree.get("engine", "bundle")
@@ -128,7 +128,7 @@ def read_config(
     seeds = tree.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise DacoError(f"{path}: seeds must be a list of integers from 0, got {seeds!r}")
-    temperature = _number(generation.get("temperature", 0.0), f"{path}, generation: temperature", 0)
+    temperature = number(generation.get("temperature", 0.0), f"{path}, generation: temperature", 0)
     if len(seeds) > 1 and temperature == 0:
         raise DacoError(
             f"{path}: several seeds give the same greedy answers; name one, or raise generation: temperature"
@@ -145,21 +145,21 @@ def read_config(
         checkpoint,
         engine,
         _source(tree.get("dictionary"), path),
-        Path(output) if output is not None else path.parent / _text(tree.get("output"), f"{path}: output"),
+        Path(output) if output is not None else path.parent / text(tree.get("output"), f"{path}: output"),
         benchmarks,
         _methods(tree.get("methods"), path),
         _judges(tree.get("judges"), path),
-        max_new_tokens=_count(generation.get("max_new_tokens", 64), f"{path}, generation: max_new_tokens"),
+        max_new_tokens=count(generation.get("max_new_tokens", 64), f"{path}, generation: max_new_tokens"),
         temperature=temperature,
-        batch_size=_count(generation.get("batch_size", 8), f"{path}, generation: batch_size"),
-        threads=None if threads is None else _count(threads, f"{path}, generation: threads"),
+        batch_size=count(generation.get("batch_size", 8), f"{path}, generation: batch_size"),
+        threads=None if threads is None else count(threads, f"{path}, generation: threads"),
         seeds=tuple(seeds),
         part=chosen,
-        dev=_number(split.get("dev", 0.3), f"{path}, split: dev", 0),
+        dev=number(split.get("dev", 0.3), f"{path}, split: dev", 0),
         split_seed=int(split.get("seed", 0)),
         divergence=tuple(divergence),
-        perplexity=_flag(tree.get("perplexity", True), f"{path}: perplexity"),
-        timing=_flag(tree.get("timing", True), f"{path}: timing"),
+        perplexity=flag(tree.get("perplexity", True), f"{path}: perplexity"),
+        timing=flag(tree.get("timing", True), f"{path}: timing"),
         raw=tree,
     )
 
@@ -178,11 +178,11 @@ def _benchmarks(tree: Any, path: Path) -> dict[str, Data]:
         if kind not in READERS:
             raise DacoError(f"{where}: kind '{kind}' is unknown{did_you_mean(str(kind), READERS)}")
         place, limit = row.pop("path", None), row.pop("limit", None)
-        found[_safe(name, where)] = Data(
+        found[safe_name(name, where)] = Data(
             name,
             kind,
-            None if place is None else path.parent / _text(place, f"{where}: path"),
-            None if limit is None else _count(limit, f"{where}: limit"),
+            None if place is None else path.parent / text(place, f"{where}: path"),
+            None if limit is None else count(limit, f"{where}: limit"),
             row,
         )
     return found
@@ -198,12 +198,12 @@ def _methods(tree: Any, path: Path) -> dict[str, Method]:
         kind = row.pop("kind", name)
         strengths = row.pop("strengths", [])
         strengths = strengths if isinstance(strengths, list) else [strengths]
-        values = tuple(_number(value, f"{where}: strengths") for value in strengths)
+        values = tuple(number(value, f"{where}: strengths") for value in strengths)
         if "path" in row:
-            row["path"] = str(path.parent / _text(row["path"], f"{where}: path"))
+            row["path"] = str(path.parent / text(row["path"], f"{where}: path"))
         if isinstance(row.get("saes"), dict):
             row["saes"] = {block: str(path.parent / str(folder)) for block, folder in row["saes"].items()}
-        found[_safe(name, where)] = Method(name, str(kind), values, row)
+        found[safe_name(name, where)] = Method(name, str(kind), values, row)
     if found["none"].kind != "none":
         raise DacoError(f"{path}: the method called none must be of kind none; give the other another name")
     return found
@@ -224,48 +224,11 @@ def _judges(tree: Any, path: Path) -> dict[str, dict[str, Any]]:
         for key in ("path", "table"):
             if key in row and (path.parent / str(row[key])).exists():
                 row[key] = str(path.parent / str(row[key]))
-        found[_safe(name, where)] = row
+        found[safe_name(name, where)] = row
     return found
 
 
 def _source(value: Any, path: Path) -> Path | str | None:
     if value is None or value == "built-in":
         return value
-    return path.parent / _text(value, f"{path}: dictionary")
-
-
-def _safe(name: Any, where: str) -> str:
-    """A name that can stand in a file's path."""
-    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise DacoError(f"{where}: a name must be of letters, digits, '-', '_' and '.'; rename it")
-    return name
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise DacoError(f"{where} must be text, got {value!r}")
-    return value
-
-
-def _flag(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise DacoError(f"{where} must be true or false, got {value!r}")
-    return value
-
-
-def _count(value: Any, where: str) -> int:
-    if type(value) is not int or value < 1:
-        raise DacoError(f"{where} must be an integer from 1, got {value!r}")
-    return value
-
-
-def _number(value: Any, where: str, least: float = -math.inf) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or value < least
-    ):
-        at_least = "" if least == -math.inf else f" of {least:g} or more"
-        raise DacoError(f"{where} must be a number{at_least}, got {value!r}")
-    return float(value)
+    return path.parent / text(value, f"{path}: dictionary")

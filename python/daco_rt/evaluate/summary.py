@@ -23,6 +23,7 @@ from daco_rt.evaluate.metrics import (
     permutation_test,
 )
 from daco_rt.evaluate.run import Cell, Evaluation
+from daco_rt.evaluate.samples import Sample
 from daco_rt.evaluate.subject import Answer
 
 OUTCOMES = {
@@ -174,7 +175,7 @@ def _numbers(
     for name, row in evaluation.config.judges.items():
         outcome = outcome_of(row["kind"], row)
         verdicts = [evaluation.verdicts(cell, name) for cell in group]
-        before = [evaluation.verdicts(Cell("none", "none", None, c.benchmark, c.seed), name) for c in group]
+        before = [evaluation.verdicts(cell.plain, name) for cell in group]
         judges[name] = judge_numbers(
             questions,
             [rows[s.id] for rows in verdicts for s in samples],
@@ -193,7 +194,8 @@ def _numbers(
     removed: Counter[str] = Counter()
     for answer in flat:
         removed.update(answer.removed)
-    nats = evaluation.divergences(first)
+    nats = [evaluation.divergences(cell) for cell in group if cell.seed == evaluation.config.seeds[0]]
+    passages = evaluation.neutral_nats(first.method, first.variant)
     covered = sum(answer.rows for answer in flat)
     return Numbers(
         first.variant,
@@ -206,9 +208,9 @@ def _numbers(
         clustered_share(by_question(questions, [after.text == before.text for after, before in pairs])),
         bootstrap(by_question(questions, [overlap(after.text, before.text) for after, before in pairs])),
         bootstrap(by_question(questions, [fluency(after.text) for after in flat])),
-        None if nats is None else bootstrap(list(nats.values())),
-        _perplexity(evaluation.neutral_nats(first.variant)),
-        _p_perplexity(evaluation.neutral_nats(first.variant), evaluation.neutral_nats("none")),
+        _kl(samples, nats),
+        _perplexity(passages),
+        _p_perplexity(passages, evaluation.neutral_nats("none", "none")),
         sum(answer.edited_rows for answer in flat) / covered if covered else 0.0,
         float(np.mean([answer.applied_dose for answer in flat])),
         *_times(evaluation.seconds(first.variant)),
@@ -216,6 +218,17 @@ def _numbers(
         by_category,
         dict(sorted(removed.items(), key=lambda item: (-item[1], item[0]))),
     )
+
+
+def _kl(samples: Sequence[Sample], nats: Sequence[dict[str, list[float]] | None]) -> Estimate | None:
+    """The divergence over all tokens of all draws, resampled by question."""
+    found: dict[str, list[float]] = {}
+    for draw in nats:
+        if draw is None:
+            return None
+        for sample in samples:
+            found.setdefault(sample.question, []).extend(draw.get(sample.id, ()))
+    return bootstrap(list(found.values()))
 
 
 def _perplexity(nats: list[list[float]] | None) -> Estimate | None:
