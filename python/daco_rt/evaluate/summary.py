@@ -130,6 +130,21 @@ def summarise(evaluation: Evaluation) -> list[Numbers]:
     return found
 
 
+def judged(numbers: Numbers, judge: str, rate: str) -> Estimate:
+    """Return one of a judge's rates or scores by name; NaN where the judge does not look.
+
+    Example
+    -------
+    >>> judged(numbers, "lexicon", "main").value                                    # doctest: +SKIP
+    0.25
+    """
+    found = numbers.judges[judge]
+    if rate in found.scores:
+        return found.scores[rate].estimate
+    value: Estimate | None = getattr(found, rate)
+    return Estimate(math.nan, math.nan, math.nan, 0) if value is None else value
+
+
 def judge_agreement(evaluation: Evaluation) -> dict[tuple[str, str, str], tuple[float, float, int]]:
     """Return (judge, judge, question) → (share of equal verdicts, κ, pairs) over all answers that both
     judged; the question is "unsafe" or "refused".
