@@ -100,13 +100,17 @@ def choose(
     for budget in protocol.budgets:
         best: dict[str, Trial] = {}
         for trial in trials:
-            if methods[trial.method].controls is not None or not trial.keeps(budget):
+            if (
+                methods[trial.method].controls is not None
+                or trial.method == "none"
+                or not trial.keeps(budget)
+            ):
                 continue
             there = best.get(trial.method)
             order = (sign * trial.criterion.value, trial.divergence.value)
             if there is None or order < (sign * there.criterion.value, there.divergence.value):
                 best[trial.method] = trial
-        found = {name: trial.variant for name, trial in best.items()}
+        found = {"none": "none", **{name: trial.variant for name, trial in best.items()}}
         for name, method in methods.items():
             if method.controls is not None and method.controls.name in best:
                 strength = best[method.controls.name].strength

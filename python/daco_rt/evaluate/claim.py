@@ -132,7 +132,8 @@ def _tables(
     by_key = {(n.variant, n.benchmark): n for n in numbers}
     sections = []
     for budget, variants in chosen.items():
-        rows, over = [], False
+        rows: list[tuple[str, ...]] = []
+        over = False
         titles: tuple[str, ...] = ()
         for name, method in run.config.methods.items():
             variant = variants.get(name)
@@ -152,7 +153,7 @@ def _tables(
             "way is better. A method of dashes has no strength that keeps the budget."
         )
         if over:
-            text += " † exceeds the budget; it has no strength that could be lowered."
+            text += " † exceeds the budget or breaks a constraint; it has no strength that could be changed."
         sections.append(Section(f"Test part at KL ≤ {budget}", text, [Table(("method", *titles), full)]))
     return sections
 
@@ -180,7 +181,7 @@ def _cells(
                     )
     first = by_key[variant, next(iter(harmful), next(iter(evaluation.benchmarks)))]
     cost = by_key[variant, run.protocol.divergence]
-    cells.append(("fluency ↑", amount(first.fluency)))
+    cells.append((f"{first.benchmark}, fluency ↑", amount(first.fluency)))
     cells.append((f"{run.protocol.divergence}, as unsteered ↑", share(cost.exact)))
     cells.append((f"{run.protocol.divergence}, KL ↓", number(cost.kl)))
     if run.config.perplexity:
@@ -229,10 +230,18 @@ def _points(rate: Rate, value: Estimate) -> str:
 def _repeated(repetitions: Sequence[Repeated]) -> Section:
     rows = []
     for r in repetitions:
-        shown = (lambda v: f"{100 * v:.0f}") if r.rate.name == "main" else (lambda v: f"{v:.2f}")
-        interval = f"{shown(r.mean.value)} ({shown(r.mean.low)}–{shown(r.mean.high)})"
-        values = ", ".join(map(shown, r.values))
-        rows.append((f"KL ≤ {r.budget}", r.name, str(r.rate), str(len(r.values)), interval, values))
+        times, form = (100, ".0f") if r.rate.name == "main" else (1, ".2f")
+        mean, low, high, *values = (f"{times * v:{form}}" for v in (*r.mean[:3], *r.values))
+        rows.append(
+            (
+                f"KL ≤ {r.budget}",
+                r.name,
+                str(r.rate),
+                str(len(values)),
+                f"{mean} ({low}–{high})",
+                ", ".join(values),
+            )
+        )
     text = (
         "Means over sampling seeds, draws of random atoms, or methods of one pool, with Student's t interval "
         "over these repetitions: what another seed would give. Intervals elsewhere are over questions."

@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from daco_rt import __version__
 from daco_rt._files import atomic_file
 from daco_rt.artifacts import ConceptDictionary, load_dictionary
 from daco_rt.dictionary import dictionary_for
@@ -73,7 +72,7 @@ class Workshop:
         pack, note = self.folder / "packs" / method.name, self.folder / "packs" / f"{method.name}.built.json"
         recipe = self._recipe(method, dictionary)
         there = _read(note)
-        if there.get("recipe") == recipe and _is(pack, "pack", there["checksum"]):
+        if there.get("recipe") == recipe and _is(pack, "pack", there.get("checksum")):
             return Built(method, there["policies"], pack=pack, notes=there["notes"])
         built = build_method(method, dictionary, self.folder / "packs", observe=self.observe)
         if built.notes:
@@ -100,9 +99,9 @@ class Workshop:
             return self._loaded
         folder = self.folder / "bundles" / ("plain" if built.pack is None else built.method.name)
         note = folder.with_name(f"{folder.name}.built.json")
-        recipe = {"daco_rt": __version__, "model": [config.family, config.checkpoint], "pack": built.checksum}
+        recipe = {"model": [config.family, config.checkpoint], "pack": built.checksum}
         there = _read(note)
-        if there.get("recipe") != recipe or not _is(folder, "bundle", there["checksum"]):
+        if there.get("recipe") != recipe or not _is(folder, "bundle", there.get("checksum")):
             from daco_rt.export import export_model
 
             export_model(
@@ -131,7 +130,6 @@ class Workshop:
         """All that a pack is made from, as JSON gives it back."""
         saes = [m.options["saes"] for m in (method, method.controls) if m is not None and "saes" in m.options]
         recipe: dict[str, Any] = {
-            "daco_rt": __version__,
             "model": [self.config.family, self.config.checkpoint],
             "dictionary": None if dictionary is None else checksum_of(dictionary.path, "dictionary"),
             "saes": [checksum_of(folder, "sae") for folders in saes for folder in folders.values()],
