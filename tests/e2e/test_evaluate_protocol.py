@@ -261,6 +261,7 @@ def protocol(**changes) -> dict:
         (protocol(criterion={"judge": "refusal", "benchmark": "mm", "rate": "refused"}), "on the question"),
         (protocol(constraints=[{"judge": "refusal", "benchmark": "mm"}]), "needs a bound"),
         ({"split": {"dev": 0}}, "needs both parts"),
+        ({"generation": {"temperature": 1.0}, "seeds": [0, 1]}, "need three seeds or more"),
         ({"divergence": []}, "a budget needs a benchmark"),
     ],
 )

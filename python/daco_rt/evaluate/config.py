@@ -157,6 +157,11 @@ def read_config(
         )
         if not 0 < share < 1:
             raise DacoError(f"{path}, split: a protocol needs both parts, dev within 0 and 1; got {share:g}")
+        if temperature > 0 and len(seeds) < 3:
+            raise DacoError(
+                f"{path}: sampled answers under a protocol need three seeds or more, got {seeds}; add seeds, "
+                "or set generation: temperature to 0"
+            )
         if part in ("test", "all"):
             raise DacoError(
                 f"{path} has a protocol: the test part is run by it, once, after the strengths are chosen; "

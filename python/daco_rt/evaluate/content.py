@@ -49,7 +49,7 @@ def at_budgets(
     """Return (harmful benchmark, judge) → budget → method → its best variant whose divergence on the first
     harmless benchmark keeps the budget.
     """
-    benign = measured_on(evaluation, numbers)
+    benign = _measured(evaluation, numbers)
     if benign is None:
         return {}
     cost = {n.variant: n.kl.value for n in numbers if n.benchmark == benign and n.kl is not None}
@@ -77,7 +77,7 @@ def harmful_of(evaluation: Evaluation) -> list[str]:
     return [name for name, b in evaluation.benchmarks.items() if any(s.harmful for s in b.samples)]
 
 
-def measured_on(evaluation: Evaluation, numbers: Sequence[Numbers]) -> str | None:
+def _measured(evaluation: Evaluation, numbers: Sequence[Numbers]) -> str | None:
     """The benchmark whose divergence stands for the harm done; a harmless one if there is."""
     names = [
         name for name in evaluation.config.divergence if any(n.benchmark == name and n.kl for n in numbers)
@@ -179,7 +179,7 @@ def benchmark_section(evaluation: Evaluation, numbers: Sequence[Numbers], name: 
 
 
 def _fronts(evaluation: Evaluation, numbers: Sequence[Numbers], chosen: dict) -> list[Section]:
-    benign = measured_on(evaluation, numbers)
+    benign = _measured(evaluation, numbers)
     if benign is None:
         return []
     section = Section(

@@ -100,11 +100,8 @@ class ProtocolRun:
             The test part has begun under another choice than would be made now.
         """
         trials = trials_of(self.protocol, summarise(self.development))
-        packs = {}
-        for method in self.config.methods.values():
-            checksum = self.workshop.build(method).checksum
-            if checksum is not None:
-                packs[method.name] = checksum
+        made = {name: self.workshop.checksum(method) for name, method in self.config.methods.items()}
+        packs = {name: checksum for name, checksum in made.items() if checksum is not None}
         fresh = freeze(self.development, self.protocol, trials, packs)
         old = self.chosen
         begun = any((self.output / "test" / "answers").rglob("*.jsonl*"))

@@ -81,6 +81,13 @@ class Workshop:
         _write(note, {**record, "notes": built.notes})
         return built
 
+    def checksum(self, method: Method) -> str | None:
+        """Return the checksum of what a method was made into, without making it again; None for methods that
+        leave the model alone.
+        """
+        there = _read(self.folder / "packs" / f"{method.name}.built.json")
+        return there["checksum"] if "checksum" in there else self.build(method).checksum
+
     def subject(self, built: Built) -> Subject:
         """Return the model under a method's pack.
 
