@@ -27,7 +27,7 @@ from daco_rt.evaluate.protocol import RATES, Rate, is_fixed
 from daco_rt.evaluate.protocol_run import ProtocolRun
 from daco_rt.evaluate.reading import Reading
 from daco_rt.evaluate.run import Evaluation
-from daco_rt.evaluate.summary import Numbers
+from daco_rt.evaluate.summary import Numbers, judged
 
 
 def claim_sections(
@@ -100,7 +100,7 @@ def _protocol(run: ProtocolRun, record: dict[str, Any] | None) -> Section:
     controls = [f"{m.name} (of {m.controls.name})" for m in run.config.methods.values() if m.controls]
     text = (
         f"Every method was tried at {protocol.trials} strengths on the development part. For each budget of "
-        f"divergence on {protocol.divergence} the strength with the {protocol.better}est "
+        f"divergence on {protocol.divergence} the strength with the {protocol.better.removesuffix('er')}est "
         f"'{protocol.criterion}' was taken"
     )
     if protocol.constraints:
@@ -164,15 +164,20 @@ def _cells(
     """Title and text of every column of one row."""
     cells = []
     harmful = harmful_of(evaluation)
+    goal = run.protocol.criterion
+    if goal.name in RATES and goal.name != "main":
+        arrow = "↓" if run.protocol.better == "lower" else "↑"
+        found = judged(by_key[variant, goal.benchmark], goal.judge, goal.name)
+        cells.append((f"{goal} (criterion) {arrow}", share(found)))
     for benchmark in evaluation.benchmarks:
         n = by_key[variant, benchmark]
-        for judge, found in n.judges.items():
+        for judge, told in n.judges.items():
             if benchmark in harmful:
-                cells.append((f"{benchmark}, {judge}: {_short(found.outcome)} ↓", share(found.main)))
-            elif found.refused is not None:
-                cells.append((f"{benchmark}, {judge}: refused ↓", share(found.refused)))
+                cells.append((f"{benchmark}, {judge}: {_short(told.outcome)} ↓", share(told.main)))
+            elif told.refused is not None:
+                cells.append((f"{benchmark}, {judge}: refused ↓", share(told.refused)))
             for name in SCORES.get(run.config.judges[judge]["kind"], {}):
-                score = found.scores[name]
+                score = told.scores[name]
                 if any(
                     by_key[v, b].judges[judge].scores[name].estimate.n for v, b in by_key if b == benchmark
                 ):
@@ -223,14 +228,14 @@ def _compared(run: ProtocolRun, comparisons: Sequence[Comparison]) -> Section:
 
 def _points(rate: Rate, value: Estimate) -> str:
     """A difference: of shares in points, of scores as it is."""
-    times, form = (100, "+.0f") if rate.name == "main" else (1, "+.2f")
+    times, form = (100, "+.0f") if rate.name in RATES else (1, "+.2f")
     return f"{times * value.value:{form}} ({times * value.low:{form}} to {times * value.high:{form}})"
 
 
 def _repeated(repetitions: Sequence[Repeated]) -> Section:
     rows = []
     for r in repetitions:
-        times, form = (100, ".0f") if r.rate.name == "main" else (1, ".2f")
+        times, form = (100, ".0f") if r.rate.name in RATES else (1, ".2f")
         mean, low, high, *values = (f"{times * v:{form}}" for v in (*r.mean[:3], *r.values))
         rows.append(
             (

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from daco_rt.evaluate.judges import SCORES, Verdict
+from daco_rt.evaluate.judges import SCORES
 from daco_rt.evaluate.metrics import Estimate, bootstrap, holm, over_seeds, paired_p
-from daco_rt.evaluate.protocol import Protocol, Rate
+from daco_rt.evaluate.protocol import RATES, Protocol, Rate
+from daco_rt.evaluate.rates import by_question, outcome_of, valued
 from daco_rt.evaluate.run import Cell, Evaluation
-from daco_rt.evaluate.summary import by_question, outcome_of, told
 
 Chosen = dict[str, dict[str, str]]
 """Budget, as text → method → variant."""
@@ -69,7 +69,7 @@ def compare(evaluation: Evaluation, protocol: Protocol, chosen: Chosen) -> list[
             pairs = [(protocol.reference, name) for name in rest if protocol.reference in names]
         else:
             pairs = list(combinations(names, 2))
-        for rate in rates_of(evaluation):
+        for rate in rates_of(evaluation, protocol.criterion):
             means = {name: _means(evaluation, variants[name], rate) for name in names}
             rows = []
             for one, other in pairs:
@@ -82,7 +82,7 @@ def compare(evaluation: Evaluation, protocol: Protocol, chosen: Chosen) -> list[
     return found
 
 
-def repeated(evaluation: Evaluation, chosen: Chosen) -> list[Repeated]:
+def repeated(evaluation: Evaluation, protocol: Protocol, chosen: Chosen) -> list[Repeated]:
     """Return the rates of everything that was repeated, at each budget."""
     found = []
     for budget, variants in chosen.items():
@@ -90,7 +90,7 @@ def repeated(evaluation: Evaluation, chosen: Chosen) -> list[Repeated]:
         for name, variant in variants.items():
             pool = evaluation.config.methods[name].pool or name
             pools.setdefault(pool, []).extend(c for c in evaluation.cells if c.variant == variant)
-        for rate in rates_of(evaluation):
+        for rate in rates_of(evaluation, protocol.criterion):
             for name, cells in pools.items():
                 values = [_rate(evaluation, c, rate) for c in cells if c.benchmark == rate.benchmark]
                 kept = tuple(value for value in values if value is not None)
@@ -99,16 +99,16 @@ def repeated(evaluation: Evaluation, chosen: Chosen) -> list[Repeated]:
     return found
 
 
-def rates_of(evaluation: Evaluation) -> list[Rate]:
-    """Return what methods are compared by: judges' main rates on harmful questions, and all scores."""
-    found = []
+def rates_of(evaluation: Evaluation, criterion: Rate) -> list[Rate]:
+    """Return what methods are compared by: the criterion, judges' main rates on harmful questions, scores."""
+    found = [criterion]
     for benchmark, data in evaluation.benchmarks.items():
         harmful = any(sample.harmful for sample in data.samples)
         for judge, row in evaluation.config.judges.items():
             if harmful:
                 found.append(Rate(judge, benchmark))
             found += [Rate(judge, benchmark, score) for score in SCORES.get(row["kind"], {})]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _means(evaluation: Evaluation, variant: str, rate: Rate) -> dict[str, tuple[str, float]]:
@@ -131,9 +131,11 @@ def _differences(
 
 
 def _rate(evaluation: Evaluation, cell: Cell, rate: Rate) -> float | None:
-    """A cell's rate, as `Numbers` has it: an untold outcome counts in a share's denominator."""
+    """A cell's rate, as `Numbers` has it: what is not told counts in a share's denominator, but for refusals
+    and scores, which a judge may not look for.
+    """
     values = [value for _, value in _values(evaluation, cell, rate)]
-    if rate.name == "main":
+    if rate.name in RATES and rate.name != "refused":
         values = [value is True for value in values]
     there = [float(value) for value in values if value is not None]
     return float(np.mean(there)) if there else None
@@ -142,9 +144,5 @@ def _rate(evaluation: Evaluation, cell: Cell, rate: Rate) -> float | None:
 def _values(evaluation: Evaluation, cell: Cell, rate: Rate) -> Iterator[tuple[str, float | bool | None]]:
     row = evaluation.config.judges[rate.judge]
     outcome = outcome_of(row["kind"], row)
-
-    def value(verdict: Verdict) -> float | bool | None:
-        return told(verdict, outcome) if rate.name == "main" else verdict.scores.get(rate.name)
-
     for key, verdict in evaluation.verdicts(cell, rate.judge).items():
-        yield key, value(verdict)
+        yield key, valued(verdict, rate.name, outcome)

@@ -19,8 +19,9 @@ from daco_rt.evaluate.parts import (
     share,
     titled,
 )
+from daco_rt.evaluate.rates import OUTCOMES
 from daco_rt.evaluate.run import Evaluation
-from daco_rt.evaluate.summary import OUTCOMES, Numbers, judge_agreement, most_removed
+from daco_rt.evaluate.summary import Numbers, judge_agreement, most_removed
 
 BUDGETS = (0.03, 0.1, 0.3)
 """Divergences in nats a token at which methods are compared."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from daco_rt.errors import DacoError
 from daco_rt.evaluate.protocol import RATES
-from daco_rt.evaluate.summary import OUTCOMES, Numbers, judged
+from daco_rt.evaluate.rates import OUTCOMES
+from daco_rt.evaluate.summary import Numbers, judged
 
 # Distinguishable without colour vision, on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#666666")

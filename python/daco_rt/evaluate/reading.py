@@ -18,8 +18,8 @@ from typing import Any
 from daco_rt._files import atomic_file
 from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.evaluate.metrics import Estimate, agreement, wilson
+from daco_rt.evaluate.rates import outcome_of, told
 from daco_rt.evaluate.run import Cell, Evaluation
-from daco_rt.evaluate.summary import outcome_of, told
 
 FILE, KEY = "read.tsv", "read.key.json"
 COLUMNS = ("number", "question", "picture", "answer", "bad")

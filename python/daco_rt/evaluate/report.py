@@ -99,7 +99,7 @@ def write_protocol_report(run: ProtocolRun) -> Report:
     require(evaluation)
     test = summarise(evaluation)
     comparisons = compare(evaluation, run.protocol, chosen["chosen"])
-    repetitions = repeated(evaluation, chosen["chosen"])
+    repetitions = repeated(evaluation, run.protocol, chosen["chosen"])
     sections = claim_sections(run, development, test, comparisons, repetitions)
     _read(evaluation, run.output, sections)
     record["runs"].append("test/run.json")
