@@ -48,6 +48,8 @@ class EvaluationConfig:
         The model.
     engine : str
         "bundle" (exported, in its runtime) or "torch" (hooks on the Hugging Face model).
+    device, dtype : str
+        Where and in what the torch engine runs.
     dictionary : Path, str or None
         Of the methods; "built-in" is the one that belongs to a built-in checkpoint.
     output : Path
@@ -79,6 +81,8 @@ class EvaluationConfig:
     benchmarks: Mapping[str, Data]
     methods: Mapping[str, Method]
     judges: Mapping[str, Mapping[str, Any]]
+    device: str = "cpu"
+    dtype: str = "float32"
     max_new_tokens: int = 64
     temperature: float = 0.0
     batch_size: int = 8
@@ -112,7 +116,7 @@ def read_config(
     tree = check_keys(load_yaml(path), _TOP, str(path))
     if tree.get("version") != 1:
         raise DacoError(f"{path}: version must be 1, got {tree.get('version')!r}")
-    model = check_keys(tree.get("model"), ("family", "checkpoint"), f"{path}, model")
+    model = check_keys(tree.get("model"), ("family", "checkpoint", "device", "dtype"), f"{path}, model")
     family = _text(model.get("family", "internvl"), f"{path}, model: family")
     checkpoint = _text(model.get("checkpoint", f"smol-{family}"), f"{path}, model: checkpoint")
     if (path.parent / checkpoint).is_dir():
@@ -120,6 +124,11 @@ def read_config(
     engine = tree.get("engine", "bundle")
     if engine not in ENGINES:
         raise DacoError(f"{path}: engine '{engine}' is unknown{did_you_mean(str(engine), ENGINES)}")
+    for key in ("device", "dtype"):
+        if key in model and engine != "torch":
+            raise DacoError(
+                f"{path}, model: {key} goes with engine: torch; a bundle runs where and in what it was exported for"
+            )
     generation = check_keys(tree.get("generation", {}), _GENERATION, f"{path}, generation")
     split = check_keys(tree.get("split", {}), ("part", "dev", "seed"), f"{path}, split")
     chosen = part or split.get("part", "test")
@@ -149,6 +158,8 @@ def read_config(
         benchmarks,
         _methods(tree.get("methods"), path),
         _judges(tree.get("judges"), path),
+        device=_text(model.get("device", "cpu"), f"{path}, model: device"),
+        dtype=_text(model.get("dtype", "float32"), f"{path}, model: dtype"),
         max_new_tokens=_count(generation.get("max_new_tokens", 64), f"{path}, generation: max_new_tokens"),
         temperature=temperature,
         batch_size=_count(generation.get("batch_size", 8), f"{path}, generation: batch_size"),

@@ -7,6 +7,7 @@ template where ``--apply_chat_template`` asks for it, with pictures where their 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,9 @@ class DacoLM(TemplateLM):
         **unknown: Any,
     ) -> None:
         super().__init__()
-        if unknown:
-            raise DacoError(f"model daco: argument '{next(iter(unknown))}' is unknown")
+        for name in unknown:
+            known = inspect.signature(DacoLM).parameters
+            raise DacoError(f"model daco: argument '{name}' is unknown{did_you_mean(name, known)}")
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise DacoError(f"model daco: batch_size must be a number from 1, got '{batch_size}'")
         self.subject, loaded = _open(

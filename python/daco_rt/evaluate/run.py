@@ -310,7 +310,11 @@ class Evaluation:
         # One model for all methods: loading it again costs more than most cells.
         if not isinstance(self._loaded, TorchSubject):
             self._loaded = TorchSubject(
-                self.config.family, self.config.checkpoint, batch_size=self.config.batch_size
+                self.config.family,
+                self.config.checkpoint,
+                batch_size=self.config.batch_size,
+                device=self.config.device,
+                dtype=self.config.dtype,
             )
         self._loaded.use(built.pack)
         return self._loaded
@@ -355,9 +359,10 @@ class Evaluation:
         }
 
     def _setting(self, method: Method, strength: float | None) -> dict[str, Any]:
+        dtype = self.config.dtype
         return {
             "model": self.config.checkpoint,
-            "engine": self.config.engine,
+            "engine": self.config.engine if dtype == "float32" else f"{self.config.engine} {dtype}",
             "dictionary": None if self.config.dictionary is None else str(self.config.dictionary),
             "method": [method.kind, dict(sorted(method.options.items()))],
             "strength": strength,
