@@ -332,7 +332,7 @@ def test_mmmu_itself_over_pictures_of_ours(chat, tasks, direct, pocket_bundle, t
     for policy in POLICIES:
         arguments = arguments_of("bundle", pocket_bundle, policy) | {"max_tiles": 1}
         options = {"apply_chat_template": chat, "gen_kwargs": "max_gen_toks=6"}
-        samples = run("mmmu_math", tasks, arguments, **options)
+        samples = run("mmmu_val_math", tasks, arguments, **options)
         found[policy] = [sample["resps"][0][0] for sample in samples]
         for sample, pictures, text in zip(
             samples, ([one], [one, two, one], [two]), found[policy], strict=True

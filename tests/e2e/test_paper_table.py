@@ -1,4 +1,4 @@
-"""The commands of docs/evaluation.md for the paper's table, as they stand there, on a small model and small sets.
+"""The commands of docs/evaluation.md for the paper's table, on a small model and small sets.
 
 What is replaced is size and place: blocks, counts and limits of the two configurations, CUDA by the CPU. The
 commands for MMMU need lm-evaluation-harness, so `make test-lmeval` runs them.
@@ -114,8 +114,8 @@ def write_guard(folder: Path, tokenizer: Path) -> None:
     words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=0,
+        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     words.save_pretrained(folder)

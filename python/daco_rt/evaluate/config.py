@@ -126,9 +126,7 @@ def read_config(
         raise DacoError(f"{path}: engine '{engine}' is unknown{did_you_mean(str(engine), ENGINES)}")
     for key in ("device", "dtype"):
         if key in model and engine != "torch":
-            raise DacoError(
-                f"{path}, model: {key} goes with engine: torch; a bundle runs where and in what it was exported for"
-            )
+            raise DacoError(f"{path}, model: {key} is for engine: torch; a bundle runs as it was exported")
     generation = check_keys(tree.get("generation", {}), _GENERATION, f"{path}, generation")
     split = check_keys(tree.get("split", {}), ("part", "dev", "seed"), f"{path}, split")
     chosen = part or split.get("part", "test")
