@@ -243,7 +243,7 @@ class Processor:
 
 
 def _chat(
-    prompt: str | Sequence[Message], images: Sequence[ImageSource]
+    prompt: str | Sequence[Message] | Sequence[int], images: Sequence[ImageSource]
 ) -> tuple[list[Message], list[ImageSource]]:
     """Return messages for the template and the images in the order of their entries."""
     if isinstance(prompt, str):
