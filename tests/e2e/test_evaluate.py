@@ -278,6 +278,7 @@ def test_a_prompt_that_does_not_fit_is_an_answer_that_nobody_judged_safe(finishe
         ({"version": 2}, "version must be 1"),
         ({"bencmarks": {}}, "did you mean 'benchmarks'"),
         ({"engine": "bundel"}, "did you mean 'bundle'"),
+        ({"model": CONFIG["model"] | {"device": "cuda"}}, "device is for engine: torch"),
         ({"seeds": [0, 1]}, "several seeds give the same greedy answers"),
         ({"methods": {"a": {"kind": "omp"}}}, "needs strengths"),
         ({"methods": {"a": {"kind": "none", "strengths": [1]}}}, "takes no strengths"),

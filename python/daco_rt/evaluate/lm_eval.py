@@ -17,8 +17,14 @@ from daco_rt.errors import DacoError
 
 try:
     from daco_rt.evaluate.lm_eval_model import DacoLM
-except ImportError as error:
-    raise ImportError(f"{error}; lm-evaluation-harness comes with pip install 'daco-rt[lm-eval]'") from error
+except ModuleNotFoundError as error:
+    if error.name != "lm_eval":
+        raise
+    missing = "lm-evaluation-harness is not installed; pip install 'daco-rt[lm-eval]'"
+    if __name__ == "__main__":
+        print(f"daco_rt.evaluate.lm_eval: error: {missing}", file=sys.stderr)
+        sys.exit(2)
+    raise DacoError(missing) from error
 
 __all__ = ["DacoLM", "main"]
 

@@ -288,7 +288,6 @@ class Subject(ABC):
             yield from self._score(batch, tokens)
 
     def _score(self, batch: Sequence[GenerateRequest], token_ids: Sequence[Sequence[int]]) -> list[Score]:
-        scores: list[Score] = []
         nats: list[list[NDArray[np.float64]]] = [[] for _ in batch]
         greedy: list[list[NDArray[np.bool_]]] = [[] for _ in batch]
         last: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(batch)
@@ -304,9 +303,10 @@ class Subject(ABC):
                 greedy[row].append(rows.argmax(axis=-1) == here)
                 last[row] = rows[-1].copy()
             at += piece.shape[1]
-        for row in range(len(batch)):
-            scores.append(Score(np.concatenate(nats[row]), np.concatenate(greedy[row]), last[row]))
-        return scores
+        return [
+            Score(np.concatenate(nats[row]), np.concatenate(greedy[row]), last[row])
+            for row in range(len(batch))
+        ]
 
 
 class BundleSubject(Subject):

@@ -107,12 +107,6 @@ class TorchSubject(Subject):
     ) -> Iterator[NDArray[np.float32]]:
         rows = [_Row(self, request) for request in requests]
         tokens = right_filled(token_ids)
-        longest = max(row.prompt.length for row in rows)
-        if longest + tokens.shape[1] > self.max_length:
-            raise DacoError(
-                f"the prompt has {longest} tokens and the answer {tokens.shape[1]}, but this model was made "
-                f"for {self.max_length}; shorten the prompt"
-            )
         with torch.no_grad(), self._steered([row.policy for row in rows], telemetry=False):
             passes = _Passes(self, rows)
             yield passes.run(passes.prompts)
@@ -200,6 +194,11 @@ class _Row:
         self.prompt: Prepared = subject.processor.prepare(
             request.prompt, request.images, max_tiles=request.max_tiles, raw=request.raw
         )
+        if self.prompt.length + request.max_new_tokens > subject.max_length:
+            raise DacoError(
+                f"the prompt has {self.prompt.length} tokens and {request.max_new_tokens} new ones are asked "
+                f"for, but this model was made for {subject.max_length}; shorten the prompt or the answer"
+            )
         self.tokens: list[int] = []
         self.pieces: list[str] = []
         self.reason = ""
