@@ -18,7 +18,7 @@ PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
 export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup export test test-saelens test-inspect test-tensorrt test-ray lint format bench bench-peers clean
+.PHONY: help setup export test test-saelens test-inspect test-lmeval test-tensorrt test-ray lint format bench bench-peers clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -66,8 +66,9 @@ $(STAMPS)/saelens: constraints.txt scripts/pip_retry.py
 	.venv-saelens/bin/python scripts/pip_retry.py install -q torch==2.13.0 sae-lens==6.54.12
 	@touch $@
 
-# Inspect holds two packages at other versions than ours, so it lies in front of our environment, not in it.
-INSPECT_SITE = import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))
+# Inspect holds two packages at other versions than ours, and lm-evaluation-harness brings sixty, so they lie in
+# front of our environment, not in it.
+OUR_SITE = import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))
 
 test-inspect: $(STAMPS)/install $(STAMPS)/inspect ## tasks, scorers and the model provider in the real Inspect
 	.venv-inspect/bin/python -m pytest $(PYTEST_ARGS) tests/e2e/test_inspect.py
@@ -75,7 +76,17 @@ test-inspect: $(STAMPS)/install $(STAMPS)/inspect ## tasks, scorers and the mode
 $(STAMPS)/inspect: constraints.txt scripts/pip_retry.py
 	test -x .venv-inspect/bin/python || $(PYTHON) -m venv .venv-inspect
 	.venv-inspect/bin/python scripts/pip_retry.py install -q inspect-ai==0.3.285 numpy==2.4.6
-	$(BIN)/python -c '$(INSPECT_SITE)' > "$$(.venv-inspect/bin/python -c \
+	$(BIN)/python -c '$(OUR_SITE)' > "$$(.venv-inspect/bin/python -c \
+	  'import sysconfig; print(sysconfig.get_path("purelib"))')/daco_rt_base.pth"
+	@touch $@
+
+test-lmeval: $(STAMPS)/install $(STAMPS)/lmeval ## the model daco in the real lm-evaluation-harness
+	.venv-lmeval/bin/python -m pytest $(PYTEST_ARGS) tests/e2e/test_lm_eval.py tests/e2e/test_paper_table.py
+
+$(STAMPS)/lmeval: constraints.txt scripts/pip_retry.py
+	test -x .venv-lmeval/bin/python || $(PYTHON) -m venv .venv-lmeval
+	.venv-lmeval/bin/python scripts/pip_retry.py install -q lm_eval==0.4.13 numpy==2.4.6
+	$(BIN)/python -c '$(OUR_SITE)' > "$$(.venv-lmeval/bin/python -c \
 	  'import sysconfig; print(sysconfig.get_path("purelib"))')/daco_rt_base.pth"
 	@touch $@
 
@@ -124,4 +135,4 @@ $(STAMPS)/peers: benchmarks/peers/requirements.txt constraints.txt scripts/pip_r
 	@touch $@
 
 clean: ## remove what was built (models and bundles stay)
-	rm -rf build $(VENV) .venv-saelens .venv-inspect .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build $(VENV) .venv-saelens .venv-inspect .venv-lmeval .pytest_cache .mypy_cache .ruff_cache

@@ -15,9 +15,11 @@ from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.evaluate.benchmarks import load_benchmark
 from daco_rt.evaluate.config import read_config
 from daco_rt.evaluate.layouts import write_mm_safetybench
-from daco_rt.evaluate.metrics import kl_nats
+from daco_rt.evaluate.metrics import kl_nats, token_nats
 from daco_rt.evaluate.run import Cell, Evaluation
-from daco_rt.evaluate.subject import Ask, BundleSubject
+from daco_rt.evaluate.subject import Ask, BundleSubject, Subject
+from daco_rt.evaluate.torch_subject import TorchSubject
+from daco_rt.runtime import GenerateRequest
 
 CONFIG = {
     "version": 1,
@@ -109,6 +111,32 @@ def test_divergence_is_zero_where_nothing_changes_and_that_of_the_logits_elsewhe
     p, q = (next(subject.logits([Ask(sample.prompt)], [ids], policy=policy)) for policy in ("off", "add@0.5"))
     assert np.allclose(by_variant["add@0.5"][sample.id], kl_nats(p, q), rtol=1e-3, atol=1e-6)
     assert by_variant["add@0.5"][sample.id][0] > 1e-3
+
+
+@pytest.mark.parametrize("engine", ["bundle", "torch"])
+def test_scores_are_those_of_the_logits_whatever_the_pieces(engine, pocket_bundle, pocket, monkeypatch):
+    subject: Subject
+    if engine == "bundle":
+        subject = BundleSubject(pocket_bundle, threads=1, batch_size=3)
+    else:
+        subject = TorchSubject("internvl", pocket.path, pack=pocket_bundle / "pack", batch_size=3)
+    prompts = ["What is a dagger?", "Bread.", "How far is the station from the river?", "Rain"]
+    texts = [" It is a weapon", " No", " It is two miles, all of them uphill", " fell"]
+    answers = [subject.processor.raw_ids(text) for text in texts]
+    asks = [Ask(prompt, raw=True) for prompt in prompts]
+    found = {}
+    for policy in ("off", "default"):
+        logits = list(subject.logits(asks, answers, policy=policy))
+        requests = [GenerateRequest(prompt, policy=policy, raw=True) for prompt in prompts]
+        monkeypatch.setattr("daco_rt.evaluate.subject.PIECE", 3 * len(subject.processor.tokenizer) * 2)
+        for rows, ids, score in zip(logits, answers, subject.score(requests, answers), strict=True):
+            assert score.nats == pytest.approx(token_nats(rows, ids), rel=1e-4, abs=1e-4)
+            assert score.greedy.tolist() == (rows.argmax(-1) == ids).tolist()
+            assert np.allclose(score.last, rows[-1], atol=1e-4)
+        found[policy] = np.concatenate([token_nats(r, ids) for r, ids in zip(logits, answers, strict=True)])
+    assert not np.allclose(found["off"], found["default"], atol=1e-3)
+    with pytest.raises(DacoError, match="without tokens"):
+        next(subject.score([GenerateRequest("Bread.", raw=True)], [[]]))
 
 
 def test_a_second_run_generates_nothing_and_an_interrupted_one_goes_on(finished, tmp_path, monkeypatch):
@@ -251,6 +279,7 @@ def test_a_prompt_that_does_not_fit_is_an_answer_that_nobody_judged_safe(finishe
         ({"version": 2}, "version must be 1"),
         ({"bencmarks": {}}, "did you mean 'benchmarks'"),
         ({"engine": "bundel"}, "did you mean 'bundle'"),
+        ({"model": CONFIG["model"] | {"device": "cuda"}}, "device is for engine: torch"),
         ({"seeds": [0, 1]}, "several seeds give the same greedy answers"),
         ({"methods": {"a": {"kind": "omp"}}}, "needs strengths"),
         ({"methods": {"a": {"kind": "none", "strengths": [1]}}}, "takes no strengths"),

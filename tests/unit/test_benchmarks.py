@@ -38,6 +38,7 @@ CASES = {
         "export, converting fp32 to fp16",
     },
     "retrieval": {"nearest pairs"},
+    "evaluate_rate": {"answers, policy off", "answers, policy default"},
 }
 NAMES = tuple(CASES)
 

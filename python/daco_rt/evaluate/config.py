@@ -49,6 +49,8 @@ class EvaluationConfig:
         The model.
     engine : str
         "bundle" (exported, in its runtime) or "torch" (hooks on the Hugging Face model).
+    device, dtype : str
+        Where and in what the torch engine runs.
     dictionary : Path, str or None
         Of the methods; "built-in" is the one that belongs to a built-in checkpoint.
     output : Path
@@ -82,6 +84,8 @@ class EvaluationConfig:
     benchmarks: Mapping[str, Data]
     methods: Mapping[str, Method]
     judges: Mapping[str, Mapping[str, Any]]
+    device: str = "cpu"
+    dtype: str = "float32"
     max_new_tokens: int = 64
     temperature: float = 0.0
     batch_size: int = 8
@@ -116,7 +120,7 @@ def read_config(
     tree = check_keys(load_yaml(path), _TOP, str(path))
     if tree.get("version") != 1:
         raise DacoError(f"{path}: version must be 1, got {tree.get('version')!r}")
-    model = check_keys(tree.get("model"), ("family", "checkpoint"), f"{path}, model")
+    model = check_keys(tree.get("model"), ("family", "checkpoint", "device", "dtype"), f"{path}, model")
     family = text(model.get("family", "internvl"), f"{path}, model: family")
     checkpoint = text(model.get("checkpoint", f"smol-{family}"), f"{path}, model: checkpoint")
     if (path.parent / checkpoint).is_dir():
@@ -124,6 +128,9 @@ def read_config(
     engine = tree.get("engine", "bundle")
     if engine not in ENGINES:
         raise DacoError(f"{path}: engine '{engine}' is unknown{did_you_mean(str(engine), ENGINES)}")
+    for key in ("device", "dtype"):
+        if key in model and engine != "torch":
+            raise DacoError(f"{path}, model: {key} is for engine: torch; a bundle runs as it was exported")
     generation = check_keys(tree.get("generation", {}), _GENERATION, f"{path}, generation")
     split = check_keys(tree.get("split", {}), ("part", "dev", "seed"), f"{path}, split")
     chosen = part or split.get("part", "test")
@@ -177,6 +184,8 @@ def read_config(
         benchmarks,
         methods,
         judges,
+        device=text(model.get("device", "cpu"), f"{path}, model: device"),
+        dtype=text(model.get("dtype", "float32"), f"{path}, model: dtype"),
         max_new_tokens=count(generation.get("max_new_tokens", 64), f"{path}, generation: max_new_tokens"),
         temperature=temperature,
         batch_size=count(generation.get("batch_size", 8), f"{path}, generation: batch_size"),

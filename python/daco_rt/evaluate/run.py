@@ -341,9 +341,10 @@ class Evaluation:
         }
 
     def _setting(self, method: Method, strength: float | None) -> dict[str, Any]:
+        dtype = self.config.dtype
         return {
             "model": self.config.checkpoint,
-            "engine": self.config.engine,
+            "engine": self.config.engine if dtype == "float32" else f"{self.config.engine} {dtype}",
             "dictionary": None if self.config.dictionary is None else str(self.config.dictionary),
             "method": method.recipe,
             "strength": strength,

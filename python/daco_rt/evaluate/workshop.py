@@ -155,7 +155,11 @@ class Workshop:
         # One model for all methods: loading it again costs more than most cells.
         if not isinstance(self._loaded, TorchSubject):
             self._loaded = TorchSubject(
-                self.config.family, self.config.checkpoint, batch_size=self.config.batch_size
+                self.config.family,
+                self.config.checkpoint,
+                batch_size=self.config.batch_size,
+                device=self.config.device,
+                dtype=self.config.dtype,
             )
         self._loaded.use(built.pack)
         return self._loaded
