@@ -204,7 +204,10 @@ def test_damage_to_any_file_of_a_result_is_found(tmp_path: Path, kitchen: Kitche
     kitchen.ran()
     build(config, out)
     # It comes out as it was, so what was made of it stays.
-    assert kitchen.ran() == ["b"] and {file.name for file in rows.parent.iterdir()} == {"part.json", rows.name}
+    assert kitchen.ran() == ["b"] and {file.name for file in rows.parent.iterdir()} == {
+        "part.json",
+        rows.name,
+    }
 
 
 def test_a_copied_build_is_up_to_date_and_an_untouched_one_is_not_read(

@@ -189,7 +189,7 @@ def _key(step: Step, folder: Path, state: Mapping[str, Any]) -> str:
 
 
 def _recall(place: Path, row: Mapping[str, Any]) -> str | None:
-    """Return the digest of what lies there, read from its row where the stamp still holds; None of nothing."""
+    """Return the digest of what lies there (None of nothing), from its row where the stamp still holds."""
     if not place.exists():
         return None
     return row["digest"] if "digest" in row and row.get("stamp") == _stamp(place) else _digest(place)
