@@ -175,16 +175,16 @@ class Forks:
     multiprocessing's own fork server is one a process, and has the imports of whoever used it first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "tiny_harvest") -> None:
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "import tiny_harvest; tiny_harvest.serve()"],
+            [sys.executable, "-c", f"import tiny_harvest, {module}; tiny_harvest.serve({module})"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
     def start(self, function: Callable[..., None], *arguments: Any) -> int:
-        """Run a function of this module in a new process; return its number."""
+        """Run a function of the module in a new process; return its number."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([function.__name__, *map(str, arguments)]) + "\n")
         return self._answer()
@@ -201,7 +201,7 @@ class Forks:
         return int(self._process.stdout.readline())
 
 
-def serve() -> None:
+def serve(module: Any) -> None:
     """Fork for every line that comes; print the process' number, and how it ended."""
     model()
     for line in sys.stdin:
@@ -210,7 +210,7 @@ def serve() -> None:
         if child == 0:
             status = 1
             try:
-                globals()[name](Path(path), *arguments)
+                getattr(module, name)(Path(path), *arguments)
                 status = 0
             except BaseException:
                 traceback.print_exc()
