@@ -122,7 +122,7 @@ def dictionary(folder: Path) -> None:
     made = build_dictionary(
         open_means(folder.parent / "world" / "means"), folder / "d", overwrite=True, progress=False
     )
-    without_heard(made, [Heard(1, "c1", 1, 0.5, "a text", "c")], folder / "d", overwrite=True)
+    without_heard(made, [Heard(1, 0.5, 1, "a")], folder / "d", overwrite=True)
 
 
 def older_dictionary(folder: Path) -> None:
