@@ -1,13 +1,14 @@
 """Every writer of the way from words to a pack, on worlds so small that each takes milliseconds.
 
 A function brings a folder to its end, whatever state a kill has left it in. ``die`` runs one and dies at the
-n-th *moment* of writing: before a write, with half of it written, before and after a flush, before and after
-a rename, before something is removed.
+n-th *moment* of writing: before a write, with half of it written, before and after an fsync, a rename, a
+removal.
 """
 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 import shutil
 import signal
@@ -47,8 +48,9 @@ from daco_rt.sae import (
 )
 from daco_rt.steering import PolicySpec, compile_pursuit_pack
 
-# Forks must not import anything again.
+# What is imported on first use would be imported by every fork.
 arrow()
+torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
 
 WORDS = ("dagger", "soup", "truck", "house", "lake", "apple")
 
@@ -202,64 +204,52 @@ def prepare(folder: Path) -> None:
 
 
 def die(folder: Path, writer: str, fatal: str, note: str = "") -> None:
-    """Run a writer and die at its moment number ``fatal``; at none it writes their number into ``note``."""
-    count = 0
+    """Run a writer and die at its moment number ``fatal``; without, write the kind of each into ``note``."""
+    met: list[str] = []
 
-    def moment() -> None:
-        nonlocal count
-        count += 1
-        if count == int(fatal):
+    def moment(kind: str) -> None:
+        met.append(kind)
+        if len(met) == int(fatal):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def around(function: Callable[..., Any]) -> Callable[..., Any]:
+    def around(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            moment()
+            moment(f"before {name}")
             result = function(*arguments, **options)
-            moment()
+            moment(f"after {name}")
             return result
 
         return call
 
     def in_halves(write: Callable[..., Any], flush: Callable[[Any], None]) -> Callable[..., Any]:
         def call(self: Any, data: Any) -> Any:
-            moment()
+            moment("before a write")
             write(self, data[: len(data) // 2])
             flush(self)
-            moment()
+            moment("in the middle of a write")
             return write(self, data[len(data) // 2 :])
 
         return call
 
-    _files.HashingFile.write = in_halves(  # type: ignore[method-assign]
-        _files.HashingFile.write, lambda file: file._file.flush()
-    )
     opened = builtins.open
 
-    def append_in_halves(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
+    def open_to_append(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
         made = opened(file, mode, *rest, **options)
         if "a" not in mode:
             return made
         write = in_halves(lambda _, data: made.write(data), lambda _: made.flush())
+        return contextlib.closing(SimpleNamespace(write=lambda data: write(made, data), close=made.close))
 
-        class Appended:
-            def __enter__(self) -> Appended:
-                return self
-
-            def __exit__(self, *_: Any) -> None:
-                made.close()
-
-            def write(self, data: Any) -> Any:
-                return write(self, data)
-
-        return Appended()
-
-    builtins.open = append_in_halves  # type: ignore[assignment]
-    os.fsync, os.replace, os.mkdir = around(os.fsync), around(os.replace), around(os.mkdir)  # type: ignore[assignment]
-    _files._renameat2 = around(_files._renameat2)
-    _files.shutil.rmtree = around(_files.shutil.rmtree)  # type: ignore[assignment]
+    builtins.open = open_to_append  # type: ignore[assignment]
+    _files.HashingFile.write = in_halves(  # type: ignore[method-assign]
+        _files.HashingFile.write, lambda file: file._file.flush()
+    )
+    os.fsync, os.replace = around("fsync", os.fsync), around("rename", os.replace)  # type: ignore[assignment]
+    _files._renameat2 = around("rename", _files._renameat2)
+    _files.shutil.rmtree = around("removal", _files.shutil.rmtree)  # type: ignore[assignment]
     globals()[writer](folder)
     if note:
-        Path(note).write_text(str(count))
+        Path(note).write_text("\n".join(met))
 
 
 __all__ = ["die", "prepare", "tree"]
