@@ -5,6 +5,7 @@ MODEL      ?= internvl
 CHECKPOINT ?=
 PACK       ?=
 PRECISION  ?=
+CONFIG     ?= configs/smol-small.yaml
 OUTPUT     ?= bundles/$(if $(CHECKPOINT),$(notdir $(CHECKPOINT)),smol-$(MODEL))
 PYTHON     ?= python3
 PYTEST_ARGS ?=
@@ -18,7 +19,8 @@ PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
 export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup export test test-saelens test-inspect test-lmeval test-tensorrt test-ray lint format bench bench-peers clean
+.PHONY: help setup export pack test test-saelens test-inspect test-lmeval test-tensorrt test-ray lint format bench \
+        bench-peers clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -53,6 +55,9 @@ export: $(OUTPUT)/manifest.json ## export MODEL (CHECKPOINT, PACK, PRECISION, OU
 $(OUTPUT)/manifest.json: $(STAMPS)/install $(PACKAGE)
 	$(BIN)/python -m daco_rt.export --model $(MODEL) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) \
 	  $(if $(PACK),--pack $(PACK)) $(if $(PRECISION),--precision $(PRECISION)) --output $(OUTPUT) --force
+
+pack: $(STAMPS)/install ## build CONFIG: concepts, texts, dictionary and pack, under builds/
+	$(BIN)/daco-rt build $(CONFIG)
 
 test: $(STAMPS)/install ## every test that needs no GPU
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
