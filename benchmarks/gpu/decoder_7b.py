@@ -145,8 +145,8 @@ def judge(decoder: Decoder, edits: Mapping[int, Steer], plain: Tensor, name: str
     apart = float((decoder.logits.float() - replayed).norm() / plain.norm())
     return Check(
         finite and moved > 0 and apart <= REPLAY_BOUND,
-        f"{name}: logits {'finite' if finite else 'NOT FINITE'}, {moved:.1e} of their norm moved; replayed and "
-        f"launched one by one they are {apart:.1e} apart",
+        f"{name}: logits {'finite' if finite else 'NOT FINITE'}, {moved:.1e} of their norm moved; "
+        f"replayed and launched one by one they are {apart:.1e} apart",
     )
 
 
