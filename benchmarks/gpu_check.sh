@@ -59,7 +59,18 @@ refuse() {
 
 require() {
   command -v "$python" >/dev/null || refuse "there is no $python; name an interpreter that has torch in PYTHON"
-  "$python" -c 'import torch' 2>/dev/null || refuse "$python cannot import torch; name an interpreter that can in PYTHON"
+  "$python" -c '
+import sys
+try:
+    import torch
+except ImportError:
+    sys.exit(2)
+sys.exit(0 if torch.cuda.is_available() else 3)' 2>/dev/null
+  torch_says=$?
+  case $torch_says in
+    0 | 3) ;;
+    *) refuse "$python cannot import torch; name an interpreter that can in PYTHON" ;;
+  esac
   for what in "$@"; do
     case $what in
       build)
@@ -68,7 +79,7 @@ require() {
         done
         ;;
       gpu)
-        "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null ||
+        [ $torch_says -eq 0 ] ||
           refuse "torch finds no GPU here (torch.cuda.is_available() is false); run this on a machine with an NVIDIA GPU and its driver"
         ;;
       built)
