@@ -63,7 +63,7 @@ def main() -> int:
         "--output", type=Path, default=ASSETS, help="folder to write (default: in the package)"
     )
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=(1200, 300, 2000), metavar="N", help="of the stages"
+        "--steps", type=int, nargs=3, default=(1200, 300, 1600), metavar="N", help="of the stages"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
