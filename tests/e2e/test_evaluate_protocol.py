@@ -129,6 +129,16 @@ def test_a_second_run_asks_nothing(finished, monkeypatch):
     assert (finished.output / FILE).read_bytes() == before
 
 
+def test_a_judge_may_be_added_after_the_test(finished, tmp_path, monkeypatch):
+    strict = {"kind": "refusal", "count_rest_as_unsafe": True}
+    run = with_changes(finished, tmp_path, judges=CONFIG["judges"] | {"strict": strict})
+    monkeypatch.setattr(BundleSubject, "__init__", None)  # nothing is loaded
+    run.run()
+    assert run.chosen == finished.chosen
+    report = write_protocol_report(run)
+    assert all(set(n.judges) == {"refusal", "lexicon", "strict"} for n in report.numbers)
+
+
 def test_another_choice_after_the_test_is_refused_by_name(finished, tmp_path):
     changed = CONFIG["protocol"] | {"budgets": [50.0]}
     with pytest.raises(ArtifactError, match=r"was run under the choice of 20.*budget 1e-05: none now"):
@@ -253,6 +263,7 @@ def protocol(**changes) -> dict:
         (methods(c={"kind": "random", "of": "rank-4"}), "only omp, elastic_net, sae"),
         (methods(c={"kind": "random", "of": "pursuit", "k": 3}), "key 'k' is unknown"),
         (methods(c={"kind": "random", "of": "pursuit", "match": "does"}), "did you mean 'dose'"),
+        (methods(span={"kind": "system_prompt"}), "pool 'span' has the name of a method"),
         ({"protocol": {"budgets": [0.1]}}, "criterion is missing"),
         (protocol(budgets=[-1]), "budgets must be a number of 0 or more"),
         (protocol(reference="pursiut"), "did you mean 'pursuit'"),

@@ -181,7 +181,7 @@ def read_chosen(path: Path) -> dict[str, Any] | None:
         It is damaged.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != 1 or not isinstance(record["chosen"], dict):
             raise ValueError(f"format {record['format']!r}")
     except FileNotFoundError:

@@ -117,9 +117,15 @@ def _protocol(run: ProtocolRun, record: dict[str, Any] | None) -> Section:
         f"SHA-256 {record['development_sha256'][:12]}, configuration {record['config_sha256'][:12]}."
     )
     rows = [
-        (method, *(record["chosen"][budget].get(method, "none keeps it") for budget in record["chosen"]))
-        for method in run.config.methods
-        if method != "none"
+        (
+            name,
+            *(
+                row.get(name, "exceeds it" if is_fixed(method) else "none")
+                for row in record["chosen"].values()
+            ),
+        )
+        for name, method in run.config.methods.items()
+        if name != "none"
     ]
     titles = ("chosen", *(f"KL ≤ {budget}" for budget in record["chosen"]))
     return Section("Protocol", text, [Table(titles, tuple(rows), 1 + len(record["chosen"]))])

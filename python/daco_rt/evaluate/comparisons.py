@@ -95,7 +95,10 @@ def repeated(evaluation: Evaluation, protocol: Protocol, chosen: Chosen) -> list
                 values = [_rate(evaluation, c, rate) for c in cells if c.benchmark == rate.benchmark]
                 kept = tuple(value for value in values if value is not None)
                 if len(kept) > 1:
-                    found.append(Repeated(budget, rate, name, kept, over_seeds(kept)))
+                    mean = over_seeds(kept)
+                    if rate.name in RATES:
+                        mean = mean._replace(low=max(mean.low, 0.0), high=min(mean.high, 1.0))
+                    found.append(Repeated(budget, rate, name, kept, mean))
     return found
 
 

@@ -241,6 +241,9 @@ def _methods(tree: Any, path: Path) -> dict[str, Method]:
             found[safe_name(name, where)] = _method(name, row, path, where)
     for name, row in controls.items():
         found[name] = _control(name, row, found, controls, f"{path}, method '{name}'")
+    named = next((m.pool for m in found.values() if m.pool in found), None)
+    if named is not None:
+        raise DacoError(f"{path}: pool '{named}' has the name of a method; rename one")
     if found["none"].kind != "none":
         raise DacoError(f"{path}: the method called none must be of kind none; give the other another name")
     return found

@@ -142,8 +142,9 @@ def read_protocol(
         _constraint(row, f"{where}, constraint {i + 1}", benchmarks, judges) for i, row in enumerate(rows)
     )
     reference = tree.get("reference")
-    if reference is not None and (reference not in methods or reference == "none"):
-        raise DacoError(f"{where}: no method '{reference}' to compare with{did_you_mean(reference, methods)}")
+    if reference is not None and (str(reference) not in methods or reference == "none"):
+        near = did_you_mean(str(reference), set(methods) - {"none"})
+        raise DacoError(f"{where}: no method '{reference}' to compare with{near}")
     trials = _trials(methods, where)
     return Protocol(tuple(limits), chosen, criterion, better, constraints, reference, trials)
 
@@ -179,12 +180,12 @@ def _rate(
     row: Mapping[str, Any], where: str, benchmarks: Mapping[str, Any], judges: Mapping[str, Mapping[str, Any]]
 ) -> Rate:
     for key, known in (("judge", judges), ("benchmark", benchmarks)):
-        if row.get(key) not in known:
+        if str(row.get(key)) not in known:
             raise DacoError(f"{where}: no {key} '{row.get(key)}'{did_you_mean(str(row.get(key)), known)}")
-    name, known_rates = row.get("rate", "main"), _directions(judges[row["judge"]]["kind"])
+    name, known_rates = str(row.get("rate", "main")), _directions(judges[row["judge"]]["kind"])
     if name not in known_rates:
         raise DacoError(
-            f"{where}: judge '{row['judge']}' has no rate '{name}'{did_you_mean(str(name), known_rates)}"
+            f"{where}: judge '{row['judge']}' has no rate '{name}'{did_you_mean(name, known_rates)}"
         )
     return Rate(row["judge"], row["benchmark"], name)
 

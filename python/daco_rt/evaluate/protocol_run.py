@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.evaluate.choosing import (
@@ -60,7 +61,7 @@ class ProtocolRun:
             )
 
     @property
-    def chosen(self) -> dict | None:
+    def chosen(self) -> dict[str, Any] | None:
         """What ``chosen.json`` says; None before the choice."""
         return read_chosen(self.output / FILE)
 

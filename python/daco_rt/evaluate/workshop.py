@@ -147,7 +147,8 @@ class Workshop:
             observed = self._observed()
             recipe["observed"] = [observed.card.sha256, [s.id for s in observed.samples]]
             recipe["answers"] = [self.config.engine, self.config.max_new_tokens]
-        return json.loads(json.dumps(recipe, default=str))
+        plain: dict[str, Any] = json.loads(json.dumps(recipe, default=str))
+        return plain
 
     def _torch(self, built: Built) -> Subject:
         from daco_rt.evaluate.torch_subject import TorchSubject
