@@ -181,11 +181,12 @@ def _pack(
     labels = {concept.label for concept in annotation}
     if "undesirable" not in labels and not (gamma and "desirable" in labels):
         return "off"
+    policy: Any = PolicySpec("default", gamma=gamma if "desirable" in labels else 0.0)
     compile_sae_pack(
         {sae.block: sae},
         path,
         median_norm={sae.block: dictionary.median_norm[sae.block]},
-        policies=[PolicySpec("default", gamma=gamma if "desirable" in labels else 0.0, **numbers)],
+        policies=[replace(policy, **numbers)],
         concepts=annotation,
         model=dictionary.model,
         overwrite=True,

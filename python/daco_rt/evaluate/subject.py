@@ -299,7 +299,7 @@ class Subject(ABC):
                 if here.size == 0:
                     continue
                 rows = piece[row, : here.size]
-                nats[row].append(token_nats(rows, here))
+                nats[row].append(token_nats(rows, here.tolist()))
                 greedy[row].append(rows.argmax(axis=-1) == here)
                 last[row] = rows[-1].copy()
             at += piece.shape[1]

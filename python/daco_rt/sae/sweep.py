@@ -89,7 +89,7 @@ def sweep_policies(
         "dictionary": dictionary.path.name,
         "rule": rule,
         "latents": len(sae.decoder),
-        "weights": hashlib.sha256(np.ascontiguousarray(sae.decoder).data).hexdigest()[:16],
+        "weights": hashlib.sha256(np.ascontiguousarray(sae.decoder).tobytes()).hexdigest()[:16],
         "concepts": read_manifest(dictionary.path)["checksum"][:16],
         "scored_by": json.loads(json.dumps(scored_by or {})),
     }
