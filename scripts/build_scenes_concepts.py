@@ -170,7 +170,7 @@ def build(reader: Reader, identity: Any, arguments: argparse.Namespace) -> None:
             "seed": arguments.seed,
         },
     )
-    for shard in store.missing():
+    for shard in store.missing:
         members = parts[shard]
         tokens = [np.arange(1, found[i][0].shape[1] + 1) for i in members]
         rows = np.concatenate([found[i][0] for i in members], axis=1)
