@@ -19,7 +19,7 @@ PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
 export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup export pack test test-saelens test-inspect test-lmeval test-tensorrt test-ray lint format bench \
+.PHONY: help setup export pack scenes test test-saelens test-inspect test-lmeval test-tensorrt test-ray lint format bench \
         bench-peers clean
 
 help: ## show the targets
@@ -58,6 +58,24 @@ $(OUTPUT)/manifest.json: $(STAMPS)/install $(PACKAGE)
 
 pack: $(STAMPS)/install ## build CONFIG: concepts, texts, dictionary and pack, under builds/
 	$(BIN)/daco-rt build $(CONFIG)
+
+SCENES := builds/scenes
+
+scenes: $(SCENES)/done ## the pictures and SAEs of configs/evaluate-scenes.yaml, in builds/scenes
+
+$(SCENES)/done: $(STAMPS)/install
+	rm -rf $(SCENES)
+	$(BIN)/daco-rt scenes --output $(SCENES)/test
+	$(BIN)/daco-rt scenes --form mm-safetybench --count 30 --output $(SCENES)/mm-safetybench
+	$(BIN)/daco-rt scenes --form jailbreakv --count 60 --output $(SCENES)/jailbreakv
+	$(BIN)/python scripts/build_scenes_concepts.py --output $(SCENES)/dictionary --rows $(SCENES)/rows
+	for init in dictionary random; do \
+	  $(BIN)/daco-rt sae --store $(SCENES)/rows --blocks 3 --dictionary $(SCENES)/dictionary --init $$init \
+	    --latents 404 --k 8 --steps 3000 --batch 512 --output $(SCENES)/trained/$$init && \
+	  $(BIN)/daco-rt annotate $(SCENES)/trained/$$init/block-003 --dictionary $(SCENES)/dictionary \
+	    --rule nearest --eta 0.3 --output $(SCENES)/saes/$$init || exit 1; \
+	done
+	@touch $@
 
 test: $(STAMPS)/install ## every test that needs no GPU
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
