@@ -50,6 +50,8 @@ LICENCE = "Apache-2.0"
 DESCRIPTION = "SmolLM2-135M-Instruct inside InternVL (30 blocks, d = 576); its vision tower is untrained"
 VOCABULARY = 49216
 
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+"""SmolLM2's own system prompt, which the chat template says where none is given."""
 _UNUSED_TOKEN = 3
 _RECIPE = {"name": NAME, "version": 1, "source": REQUIREMENT, "gguf_sha256": GGUF_SHA256, "seed": 0}
 
@@ -57,8 +59,7 @@ _RECIPE = {"name": NAME, "version": 1, "source": REQUIREMENT, "gguf_sha256": GGU
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    "<|im_end|>\\n' }}"
+    f"{{{{ '<|im_start|>system\\n{SYSTEM}<|im_end|>\\n' }}}}"
     "{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
