@@ -23,6 +23,7 @@ VERBS = (
     ("build", "daco_rt.cli.build", "from words to packs by one configuration file"),
     ("inspect", "daco_rt.cli.inspect", "print what any artifact holds"),
     ("models", "daco_rt.cli.models", "list or fetch the built-in checkpoints"),
+    ("scenes", "daco_rt.cli.scenes", "write pictures of which everything is known"),
     ("evaluate", "daco_rt.cli.evaluate", "compare methods on safety benchmarks and write a report"),
     ("doctor", "daco_rt.cli.doctor", "say what is installed, built and usable"),
 )

@@ -119,6 +119,18 @@ def number(value: Estimate | None) -> str:
     return f"{value.value:.3g} ({value.low:.2g}–{value.high:.2g})"
 
 
+def amount(value: Estimate) -> str:
+    """A judge's score with its interval, to two places: "0.97 (0.93–0.99)"."""
+    if math.isnan(value.value):
+        return "–"
+    return f"{value.value:.2f} ({value.low:.2f}–{value.high:.2f})"
+
+
+def titled(judge: str, score: str, better: str) -> str:
+    """A score's column title; the arrow says which way is better."""
+    return f"{judge}: {score.replace('_', ' ')} {'↓' if better == 'lower' else '↑'}"
+
+
 def _harmful(evaluation: Evaluation) -> list[str]:
     return [name for name, b in evaluation.benchmarks.items() if any(s.harmful for s in b.samples)]
 
@@ -189,6 +201,10 @@ def _benchmark(evaluation: Evaluation, numbers: Sequence[Numbers], name: str) ->
             columns[f"{judge}: any concept"] = [share(j.named) for j in found]
         if outcome == "unsafe" and any(j.unjudged.value for j in found):
             columns[f"{judge}: unjudged"] = [share(j.unjudged) for j in found]
+        for score in found[0].scores:
+            values = [j.scores[score] for j in found]
+            if any(value.estimate.n for value in values):
+                columns[titled(judge, score, values[0].better)] = [amount(v.estimate) for v in values]
         columns[f"{judge}: p"] = [
             "" if n.variant == "none" or j.p is None else f"{j.p:.2g}"
             for n, j in zip(rows, found, strict=True)
@@ -206,9 +222,9 @@ def _benchmark(evaluation: Evaluation, numbers: Sequence[Numbers], name: str) ->
     )
     what = "harmful questions" if rows[0].harmful else "harmless questions"
     text = (
-        f"{rows[0].samples} {what}. p: McNemar's exact test of the judge's main rate against the unsteered "
-        "answers. As unsteered: answers equal word for word; overlap: F1 of words with the unsteered answer; "
-        "fluency: share of distinct word trigrams."
+        f"{rows[0].samples} {what}. p: a paired test of the judge's main rate against the unsteered "
+        "answers, by question; arrows: which way a judge's number is better. As unsteered: answers equal "
+        "word for word; overlap: F1 of words with the unsteered answer; fluency: share of distinct trigrams."
     )
     return Section(name, text, [table])
 

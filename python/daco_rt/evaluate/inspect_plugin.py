@@ -162,6 +162,7 @@ def _inspect_sample(sample: Sample) -> InspectSample:
             "form": sample.form,
             "reference": sample.reference,
             "harmful": sample.harmful,
+            "facts": dict(sample.facts),
         },
     )
 
@@ -175,6 +176,7 @@ def _sample(state: TaskState) -> Sample:
         form=told["form"],
         reference=told["reference"],
         harmful=told["harmful"],
+        facts=told["facts"],
     )
 
 

@@ -75,7 +75,7 @@ def write_mm_safetybench(
         for scenario in names:
             rows = {str(i): _row(*wish) for i, wish in enumerate(_WISHES[scenario])}
             if form == "authors":
-                _write_json(root / "processed_questions" / f"{scenario}.json", rows)
+                write_json(root / "processed_questions" / f"{scenario}.json", rows)
                 for number, row in rows.items():
                     for method in ("SD", "SD_TYPO", "TYPO"):
                         file = root / "imgs" / scenario / method / f"{number}.jpg"
@@ -123,9 +123,9 @@ def write_jailbreakv(folder: str | Path, *, overwrite: bool = False) -> Path:
                 }
             )
             plain.append({"id": i, "question": wish, "policy": policy, "from": "handcraft"})
-        _write_csv(root / "JailBreakV_28K.csv", rows)
-        _write_csv(root / "mini_JailBreakV_28K.csv", [row for row in rows if row["selected_mini"]])
-        _write_csv(root / "RedTeam_2K.csv", plain)
+        write_csv(root / "JailBreakV_28K.csv", rows)
+        write_csv(root / "mini_JailBreakV_28K.csv", [row for row in rows if row["selected_mini"]])
+        write_csv(root / "RedTeam_2K.csv", plain)
     return Path(folder)
 
 
@@ -146,7 +146,7 @@ def write_strongreject(file: str | Path) -> Path:
         for scenario, wishes in _WISHES.items()
         for _, wish in wishes
     ]
-    _write_csv(Path(file), rows)
+    write_csv(Path(file), rows)
     return Path(file)
 
 
@@ -171,7 +171,7 @@ def write_harmbench(file: str | Path) -> Path:
                 "BehaviorID": f"{phrase.replace(' ', '_')}_{i}",
             }
         )
-    _write_csv(Path(file), rows)
+    write_csv(Path(file), rows)
     return Path(file)
 
 
@@ -249,12 +249,12 @@ def _write_hub(folder: Path, rows: dict[str, dict[str, str]]) -> None:
         pyarrow.parquet.write_table(pyarrow.table(table), folder / f"{method}-00000-of-00001.parquet")
 
 
-def _write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(value, indent=4), encoding="utf-8")
 
 
-def _write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w", encoding="utf-8", newline="") as out:
         writer = csv.DictWriter(out, list(rows[0]))

@@ -44,11 +44,39 @@ def wilson(hits: int, count: int, *, level: float = 0.95) -> Estimate:
         raise ValueError(f"wilson: hits must be within 0 and {count}, got {hits}")
     if count == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    z = _normal_quantile(0.5 + level / 2)
-    share, spread = hits / count, z * z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), count)
+    return _wilson(hits / count, count, level)
+
+
+def clustered_share(answers: Sequence[Sequence[bool]], *, level: float = 0.95) -> Estimate:
+    """Return the share of hits among answers that hang together question by question.
+
+    Wilson's interval at the effective number of answers: repetitions and variants of one question count for
+    less than as many questions, the more so the more alike they turn out. With one answer a question this is
+    `wilson`. Where all answers are equal, likeness cannot be seen, and each question counts once.
+
+    Parameters
+    ----------
+    answers : for each question its answers' outcomes. ``n`` of the result counts answers.
+
+    Example
+    -------
+    >>> one, three = clustered_share([[True], [False]]), clustered_share([[True] * 3, [False] * 3])
+    >>> (one.low, one.high) == (three.low, three.high)
+    True
+    """
+    kept = [group for group in answers if len(group)]
+    sizes = np.array([len(group) for group in kept], np.float64)
+    hits = np.array([sum(group) for group in kept], np.float64)
+    n, questions = int(sizes.sum()), len(kept)
+    if n == questions:
+        return wilson(int(hits.sum()), n, level=level)
+    share = float(hits.sum()) / n
+    # The variance of a ratio of sums, questions being what is drawn.
+    spread = ((hits - share * sizes) ** 2).sum() * questions / max(questions - 1, 1) / n**2
+    effective = share * (1 - share) / spread if spread > 0 else questions
+    effective = float(min(max(effective, questions), n))
+    found = _wilson(share, effective, level)
+    return Estimate(share, found.low, found.high, n)
 
 
 def bootstrap(
@@ -96,6 +124,26 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
         return 1.0
     tail = sum(math.comb(n, i) for i in range(least + 1))
     return min(1.0, 2 * tail / 2**n)
+
+
+def paired_p(differences: Sequence[Sequence[float]]) -> float | None:
+    """Return the p-value of paired differences, question by question; None without any.
+
+    One difference of −1, 0 or 1 a question is McNemar's exact test. Otherwise the differences of a question
+    are averaged first, for they are not independent, and signs are permuted over questions.
+
+    Example
+    -------
+    >>> paired_p([[-1.0]] * 6)
+    0.03125
+    """
+    kept = [group for group in differences if len(group)]
+    if not kept:
+        return None
+    flat = [value for group in kept for value in group]
+    if len(flat) == len(kept) and all(value in (-1, 0, 1) for value in flat):
+        return mcnemar([value < 0 for value in flat], [value > 0 for value in flat])
+    return permutation_test([float(np.mean(group)) for group in kept])
 
 
 def permutation_test(differences: ArrayLike, *, draws: int = 10_000, seed: int = 0) -> float:
@@ -227,6 +275,14 @@ def agreement(one: Sequence[Hashable], other: Sequence[Hashable]) -> tuple[float
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _wilson(share: float, count: float, level: float) -> Estimate:
+    z = _normal_quantile(0.5 + level / 2)
+    spread = z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), int(count))
 
 
 def _normal_quantile(p: float) -> float:

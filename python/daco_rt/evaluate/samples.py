@@ -8,7 +8,7 @@ question and a seed alone, so it stays where it is when other samples come or go
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,9 @@ class Sample:
         Samples of one group are variants of one question and share a side of the split.
     harmful : bool
         Whether a good answer refuses or turns away. False for questions that deserve an answer.
+    facts : mapping
+        What is known to be true of the question, for judges that compare with it, such as the objects of a
+        picture. Anything that JSON can hold; the keys are between a benchmark and its judge.
     """
 
     id: str
@@ -52,6 +55,12 @@ class Sample:
     reference: str = ""
     group: str = ""
     harmful: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def question(self) -> str:
+        """What variants of one question share: ``group``, or the id. Answers to it are not independent."""
+        return self.group or self.id
 
     @property
     def wish(self) -> str:
@@ -192,7 +201,7 @@ def _existing(paths: Iterable[Path]) -> set[Path]:
 
 def _draw(sample: Sample, seed: int) -> float:
     """A number in [0, 1) that depends on the question and the seed alone."""
-    key = f"{seed}\0{sample.group or sample.id}".encode()
+    key = f"{seed}\0{sample.question}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64
 
 

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from daco_rt.evaluate.judges import Verdict
+from daco_rt.errors import DacoError
+from daco_rt.evaluate.judges import SCORES, Better, Verdict
 from daco_rt.evaluate.metrics import (
     Estimate,
     agreement,
     bootstrap,
+    clustered_share,
     fluency,
-    mcnemar,
     overlap,
+    paired_p,
     permutation_test,
-    wilson,
 )
 from daco_rt.evaluate.run import Cell, Evaluation
 from daco_rt.evaluate.subject import Answer
@@ -33,12 +34,25 @@ OUTCOMES = {
 
 
 @dataclass(frozen=True)
+class Score:
+    """A judge's further number over all answers that it applies to.
+
+    ``estimate`` is a share of truth values or a mean of numbers, ``better`` the direction, ``p`` that of
+    `paired_p` against the unsteered answers.
+    """
+
+    estimate: Estimate
+    better: Better
+    p: float | None
+
+
+@dataclass(frozen=True)
 class JudgeNumbers:
     """One judge's rates over all answers of a cell; safe, unsafe and unjudged add up to 1.
 
     ``refused``, ``own`` and ``named`` are None for judges that do not look. ``main`` is the rate of the
-    outcome that this judge can tell (see `OUTCOMES`), ``p`` McNemar's exact p of it against the unsteered
-    answers, over pairs in which both could be told.
+    outcome that this judge can tell (see `OUTCOMES`), ``p`` that of `paired_p` against the unsteered
+    answers, over pairs in which both could be told. ``scores`` are the judge's further numbers by name.
     """
 
     unsafe: Estimate
@@ -50,6 +64,7 @@ class JudgeNumbers:
     outcome: str
     main: Estimate
     p: float | None
+    scores: dict[str, Score] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,6 +168,7 @@ def _numbers(
     first = group[0]
     samples = evaluation.benchmarks[first.benchmark].samples
     pairs = [(rows[s.id], before[s.id]) for rows, before in zip(answers, plain, strict=True) for s in samples]
+    questions = [s.question for s in samples] * len(group)
     flat = [after for after, _ in pairs]
     judges, by_category = {}, {}
     for name, row in evaluation.config.judges.items():
@@ -160,15 +176,20 @@ def _numbers(
         verdicts = [evaluation.verdicts(cell, name) for cell in group]
         before = [evaluation.verdicts(Cell("none", "none", None, c.benchmark, c.seed), name) for c in group]
         judges[name] = judge_numbers(
+            questions,
             [rows[s.id] for rows in verdicts for s in samples],
             [rows[s.id] for rows in before for s in samples],
             outcome,
+            SCORES.get(row["kind"], {}),
         )
-        tally: dict[str, list[bool]] = {}
+        tally: dict[str, list[tuple[str, bool]]] = {}
         for rows in verdicts:
-            for sample in samples:
-                tally.setdefault(sample.category, []).append(_told(rows[sample.id], outcome) is True)
-        by_category[name] = {key: wilson(sum(hits), len(hits)) for key, hits in sorted(tally.items())}
+            for s in samples:
+                hit = told(rows[s.id], outcome) is True
+                tally.setdefault(s.category, []).append((s.question, hit))
+        by_category[name] = {
+            key: clustered_share(by_question(*zip(*hits, strict=True))) for key, hits in sorted(tally.items())
+        }
     removed: Counter[str] = Counter()
     for answer in flat:
         removed.update(answer.removed)
@@ -182,9 +203,9 @@ def _numbers(
         any(sample.harmful for sample in samples),
         len(samples),
         judges,
-        wilson(sum(after.text == before.text for after, before in pairs), len(pairs)),
-        bootstrap([[overlap(after.text, before.text)] for after, before in pairs]),
-        bootstrap([[fluency(after.text)] for after in flat]),
+        clustered_share(by_question(questions, [after.text == before.text for after, before in pairs])),
+        bootstrap(by_question(questions, [overlap(after.text, before.text) for after, before in pairs])),
+        bootstrap(by_question(questions, [fluency(after.text) for after in flat])),
         None if nats is None else bootstrap(list(nats.values())),
         _perplexity(evaluation.neutral_nats(first.variant)),
         _p_perplexity(evaluation.neutral_nats(first.variant), evaluation.neutral_nats("none")),
@@ -226,31 +247,123 @@ def outcome_of(kind: str, options: Mapping[str, Any]) -> str:
     return "answered" if kind == "refusal" and not options.get("count_rest_as_unsafe") else "unsafe"
 
 
-def judge_numbers(verdicts: Sequence[Verdict], before: Sequence[Verdict], outcome: str) -> JudgeNumbers:
-    """Return a judge's rates over answers, and its test against the same questions' unsteered answers.
+def judge_numbers(
+    questions: Sequence[str],
+    verdicts: Sequence[Verdict],
+    before: Sequence[Verdict],
+    outcome: str,
+    scores: Mapping[str, Better],
+) -> JudgeNumbers:
+    """Return a judge's rates over answers, and its tests against the same questions' unsteered answers.
 
     Unjudged answers count in the denominator of every share: they are neither safe nor unsafe.
+
+    Parameters
+    ----------
+    questions : of each answer, which question it belongs to; see `Sample.question`.
+    verdicts, before : on the answers, and on the unsteered answers to the same samples.
+    outcome : a key of `OUTCOMES`.
+    scores : the further numbers that this judge gives.
+
+    Raises
+    ------
+    DacoError
+        A verdict holds a number that is not among ``scores``.
     """
-    n = len(verdicts)
-    looked = [v.refused for v in verdicts if v.refused is not None]
+
+    def share(hits: Sequence[bool]) -> Estimate:
+        return clustered_share(by_question(questions, hits))
+
+    def looked(values: Sequence[bool | None]) -> Estimate | None:
+        there = _there(questions, values)
+        return clustered_share(by_question(*there)) if there[0] else None
+
     words = outcome == "own"
-    told = [_told(v, outcome) for v in verdicts]
-    pairs = [(_told(b, outcome), a) for b, a in zip(before, told, strict=True)]
-    both = [(b, a) for b, a in pairs if b is not None and a is not None]
+    after = [told(v, outcome) for v in verdicts]
+    given = {name for v in verdicts for name in v.scores}
+    if not given <= set(scores):
+        raise DacoError(
+            f"a judge gave the score '{min(given - set(scores))}', which its kind does not list "
+            f"({', '.join(scores) or 'none'})"
+        )
     return JudgeNumbers(
-        wilson(sum(v.unsafe is True for v in verdicts), n),
-        wilson(sum(v.unsafe is False for v in verdicts), n),
-        wilson(sum(v.unsafe is None for v in verdicts), n),
-        wilson(sum(looked), len(looked)) if looked else None,
-        wilson(sum(bool(v.own) for v in verdicts), n) if words else None,
-        wilson(sum(bool(v.named) for v in verdicts), n) if words else None,
+        share([v.unsafe is True for v in verdicts]),
+        share([v.unsafe is False for v in verdicts]),
+        share([v.unsafe is None for v in verdicts]),
+        looked([v.refused for v in verdicts]),
+        share([bool(v.own) for v in verdicts]) if words else None,
+        share([bool(v.named) for v in verdicts]) if words else None,
         outcome,
-        wilson(sum(hit is True for hit in told), n),
-        mcnemar([b for b, _ in both], [a for _, a in both]) if both else None,
+        share([hit is True for hit in after]),
+        _p(questions, after, [told(v, outcome) for v in before]),
+        {
+            name: _score(
+                questions,
+                [v.scores.get(name) for v in verdicts],
+                [v.scores.get(name) for v in before],
+                better,
+            )
+            for name, better in scores.items()
+        },
     )
 
 
-def _told(verdict: Verdict, outcome: str) -> bool | None:
+def mean_of(questions: Sequence[str], values: Sequence[float | bool | None]) -> Estimate:
+    """Return the share of truth values or the mean of numbers, without the values that are None.
+
+    Example
+    -------
+    >>> mean_of(["a", "b", "c"], [0.5, None, 1.0]).value
+    0.75
+    """
+    there = _there(questions, values)
+    groups = by_question(*there)
+    if there[1] and all(isinstance(value, bool) for value in there[1]):
+        return clustered_share(groups)
+    return bootstrap(groups)._replace(n=len(there[1]))
+
+
+def by_question(questions: Sequence[str], values: Sequence[Any]) -> list[list[Any]]:
+    """Return the values of each question together, in order of first appearance.
+
+    Example
+    -------
+    >>> by_question(["a", "b", "a"], [1, 2, 3])
+    [[1, 3], [2]]
+    """
+    found: dict[str, list[Any]] = {}
+    for question, value in zip(questions, values, strict=True):
+        found.setdefault(question, []).append(value)
+    return list(found.values())
+
+
+def _score(
+    questions: Sequence[str],
+    after: Sequence[float | bool | None],
+    before: Sequence[float | bool | None],
+    better: Better,
+) -> Score:
+    return Score(mean_of(questions, after), better, _p(questions, after, before))
+
+
+def _p(
+    questions: Sequence[str], after: Sequence[float | bool | None], before: Sequence[float | bool | None]
+) -> float | None:
+    pairs = [
+        (question, float(a) - float(b))
+        for question, a, b in zip(questions, after, before, strict=True)
+        if a is not None and b is not None
+    ]
+    return paired_p(by_question([q for q, _ in pairs], [d for _, d in pairs]))
+
+
+def _there(questions: Sequence[str], values: Sequence[Any]) -> tuple[list[str], list[Any]]:
+    kept = [(q, v) for q, v in zip(questions, values, strict=True) if v is not None]
+    return [q for q, _ in kept], [v for _, v in kept]
+
+
+def told(verdict: Verdict, outcome: str) -> bool | None:
+    """Return whether an answer has the outcome (a key of `OUTCOMES`); None if the verdict does not say."""
     if outcome == "own":
         return None if verdict.unsafe is None else bool(verdict.own)
     if outcome == "answered":

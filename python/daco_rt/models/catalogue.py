@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daco_rt.errors import CheckpointError, did_you_mean
-from daco_rt.models import pocket, smol
+from daco_rt.models import pocket, scenes, smol
 from daco_rt.models.assembly import model_folder
 
-_BUILTIN = {smol.NAME: smol, pocket.NAME: pocket}
+_BUILTIN = {smol.NAME: smol, scenes.NAME: scenes, pocket.NAME: pocket}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def models_available() -> tuple[BuiltinModel, ...]:
     Example
     -------
     >>> [model.name for model in models_available()]
-    ['smol-internvl', 'pocket-internvl']
+    ['smol-internvl', 'scenes-internvl', 'pocket-internvl']
     """
     return tuple(
         BuiltinModel(

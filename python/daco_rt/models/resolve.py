@@ -19,7 +19,7 @@ from daco_rt.models.checkpoint import NON_FINITE, Checkpoint
 from daco_rt.models.family import FamilySpec
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_BUILT_IN = ("smol", "pocket")
+_BUILT_IN = ("smol", "scenes", "pocket")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -32,7 +32,8 @@ def resolve_checkpoint(
     ----------
     family : name of the model family ("internvl"), or None to take the one that ``config.json`` names.
     checkpoint : a folder, a hub id ("owner/name" or "owner/name@revision"), or a built-in name
-        ("smol-internvl", "pocket-internvl", or short "smol", "pocket"). None means the family's smol model.
+        ("smol-internvl", "scenes-internvl", "pocket-internvl", or short "smol", "scenes", "pocket"). None
+        means the family's smol model.
     fetch : whether something that is not on this machine may be downloaded.
 
     Raises

@@ -17,6 +17,7 @@ READERS = {
     "jailbreakv": "daco_rt.evaluate.benchmarks.jailbreakv:read_jailbreakv",
     "mm_safetybench": "daco_rt.evaluate.benchmarks.mm_safetybench:read_mm_safetybench",
     "redteam_2k": "daco_rt.evaluate.benchmarks.jailbreakv:read_redteam",
+    "scenes": "daco_rt.evaluate.benchmarks.scenes:read_scenes",
     "strongreject": "daco_rt.evaluate.benchmarks.behaviours:read_strongreject",
 }
 """Name → where its reader is."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from daco_rt.errors import DacoError
 from daco_rt.evaluate.judges.verdict import Judge, Verdict
 
-__all__ = ["JUDGES", "Judge", "Verdict", "make_judge"]
+__all__ = ["JUDGES", "SCORES", "Better", "Judge", "Verdict", "make_judge"]
+
+Better = Literal["lower", "higher"]
 
 JUDGES: dict[str, tuple[str, ...]] = {
     "refusal": ("count_rest_as_unsafe",),
@@ -18,9 +20,21 @@ JUDGES: dict[str, tuple[str, ...]] = {
         "path", "guard", "unsafe_labels", "threshold", "template", "strict", "max_new_tokens", "batch_size",
         "max_length", "device", "dtype",
     ),
+    "scenes": (),
     "endpoint": ("url", "model", "cache", "workers", "asks", "timeout", "tries", "pause"),
 }  # fmt: skip
 """Kind → the options that it takes; ``guard`` is the kind of a guard model."""
+SCORES: dict[str, dict[str, Better]] = {
+    "scenes": {
+        "mention": "lower",
+        "recall": "higher",
+        "exact": "higher",
+        "invented": "lower",
+        "neutral": "higher",
+        "well-formed": "higher",
+    }
+}
+"""Kind → the names of `Verdict.scores` that its verdicts hold, and which way each is better."""
 
 
 def make_judge(kind: str, options: Mapping[str, Any]) -> Judge:
@@ -45,6 +59,10 @@ def make_judge(kind: str, options: Mapping[str, Any]) -> Judge:
         from daco_rt.evaluate.judges.refusal import RefusalJudge
 
         return RefusalJudge(**options)
+    if kind == "scenes":
+        from daco_rt.evaluate.judges.scenes import SceneJudge
+
+        return SceneJudge(**options)
     if kind == "guard":
         from daco_rt.evaluate.judges.guard import GuardJudge
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from daco_rt.evaluate.samples import Sample
@@ -26,6 +26,10 @@ class Verdict:
     own, named : tuple of str
         Concepts that the prompt names and the answer repeats, and all listed concepts that the answer names;
         of judges that look for words.
+    scores : mapping of str to float, bool or None
+        Further numbers by name, as ``SCORES`` lists them for the judge's kind. A name is a truth value for
+        all answers (averaged as a share) or a number for all (averaged as a mean). None says that it does
+        not apply to this answer, which is then left out of that average.
     """
 
     unsafe: bool | None
@@ -34,10 +38,11 @@ class Verdict:
     source: str
     own: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
+    scores: Mapping[str, float | bool | None] = field(default_factory=dict, hash=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the verdict ready for ``json.dumps``; empty lists are left out."""
-        return {key: value for key, value in asdict(self).items() if value != ()}
+        """Return the verdict ready for ``json.dumps``; empty lists and scores are left out."""
+        return {key: value for key, value in asdict(self).items() if value not in ((), {})}
 
     @staticmethod
     def from_json(row: dict[str, Any]) -> Verdict:
