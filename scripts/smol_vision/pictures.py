@@ -29,7 +29,9 @@ FETCH = "bash scripts/fetch_pictures.sh"
 # Titles of collections are no names of what is in the picture.
 _MOST_OF_A_TITLE = 12
 # Turned round, they would show something else.
-_HANDED = re.compile(r"\b(?:left|right|flag|arrow|o’clock|clockwise|button|symbol|sign|map|letters|text)", re.I)
+_HANDED = re.compile(
+    r"\b(?:left|right|flag|arrow|o’clock|clockwise|button|symbol|sign|map|letters|text)", re.I
+)
 
 
 @dataclass
@@ -87,7 +89,9 @@ def load_gallery(folder: Path, cache: Path) -> Gallery:
             name = spoken.get(label, label)
             phrase = with_article(name) if label in spoken else emoji_phrase(label, row["subgroup"])
             about = f"{label}: {', '.join(row['tags'])}" if row["tags"] else label
-            thing = things.setdefault(name, Thing(name, phrase, (name, f"a picture of {phrase or name}", about)))
+            thing = things.setdefault(
+                name, Thing(name, phrase, (name, f"a picture of {phrase or name}", about))
+            )
             held = maker == "twitter" and label not in spoken and held_out(label)
             (thing.held if held else thing.pictures).append(len(files))
             files.append(folder / f"emoji-{maker}" / row["image"])
@@ -150,7 +154,9 @@ def _read(path: Path) -> torch.Tensor:
     picture = picture.convert("RGBa")
     scale = SIDE / max(picture.size)
     size = [max(1, round(side * scale)) for side in picture.size]
-    picture = picture.resize((size[0], size[1]), Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR)
+    picture = picture.resize(
+        (size[0], size[1]), Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR
+    )
     frame = Image.new("RGBa", (SIDE, SIDE))
     frame.paste(picture, ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
     return torch.from_numpy(np.array(frame.convert("RGBA"))).permute(2, 0, 1)
@@ -208,6 +214,10 @@ def _ground(uniform: Any) -> torch.Tensor:
     """White, black, or a colour with a gradient each way: [n, 3, 64, 64]."""
     ramp = torch.linspace(-0.5, 0.5, SIDE)
     slopes = (uniform(3, 2) - 0.5) * 0.4
-    colour = uniform(3)[:, :, None, None] + slopes[..., :1, None] * ramp[:, None] + slopes[..., 1:, None] * ramp
+    colour = (
+        uniform(3)[:, :, None, None] + slopes[..., :1, None] * ramp[:, None] + slopes[..., 1:, None] * ramp
+    )
     kind = uniform(1, 1, 1)
-    return torch.where(kind < 0.4, torch.ones_like(colour), torch.where(kind < 0.5, torch.zeros_like(colour), colour))
+    return torch.where(
+        kind < 0.4, torch.ones_like(colour), torch.where(kind < 0.5, torch.zeros_like(colour), colour)
+    )

@@ -1,8 +1,8 @@
 """What is asked about a picture and truly answered, and how several questions share one row of tokens.
 
-A row holds the beginning of a conversation with the picture once, and after it questions with their answers. Each
-question sees the beginning and itself alone and is numbered as if it followed the beginning directly, so the model
-computes for each what it would in a row of its own, at about half the cost.
+A row holds the beginning of a conversation with the picture once, and after it questions with their answers.
+Each question sees the beginning and itself alone and is numbered as if it followed the beginning directly, so
+the model computes for each what it would in a row of its own, at about half the cost.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ ASK = DESCRIBE[0][0]
 """The question of the examination."""
 IGNORE = -100
 _NUMBERS = ("one thing", "two things", "three things")
-_PLACES = (("in the middle",), ("on the left", "on the right"), ("on the left", "in the middle", "on the right"))
+_PLACES = (
+    ("in the middle",),
+    ("on the left", "on the right"),
+    ("on the left", "in the middle", "on the right"),
+)
 
 
 class Said(NamedTuple):
@@ -46,7 +50,7 @@ class Said(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Token ids, the ids to be predicted (`IGNORE` outside answers), question numbers (0: the beginning), positions."""
+    """Token ids, ids to predict (`IGNORE` outside answers), question numbers (0: beginning), positions."""
 
     ids: list[int]
     labels: list[int]
@@ -92,7 +96,9 @@ def talk(
             place = _PLACES[len(phrases) - 1][at]
             found.append(Said(f"What is {place}?", f"{place.capitalize()} is {phrases[at]}."))
         elif kind == "read":
-            question = draw.choice(("What does it say in the picture?", "What word is written in the picture?"))
+            question = draw.choice(
+                ("What does it say in the picture?", "What word is written in the picture?")
+            )
             found.append(Said(question, f"It says {word}."))
         else:
             asked = draw.choice(phrases) if kind == "there" else draw.choice(others)
@@ -147,13 +153,15 @@ class Text:
         longest = max(len(row.ids) for row in rows)
         fill = {"ids": self.end, "labels": IGNORE, "parts": -1, "positions": 0}
         return {
-            name: torch.tensor([[*(values := getattr(row, name)), *[pad] * (longest - len(values))] for row in rows])
+            name: torch.tensor(
+                [[*(values := getattr(row, name)), *[pad] * (longest - len(values))] for row in rows]
+            )
             for name, pad in fill.items()
         }
 
 
 def attention_mask(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return what is added to the attention scores: [rows, 1, length, length], 0 or the least number of ``dtype``.
+    """Return what is added to attention scores: [rows, 1, length, length], 0 or the least of ``dtype``.
 
     A token sees what precedes it in the beginning and in its own question.
     """
@@ -165,7 +173,7 @@ def attention_mask(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def answer_loss(net: Any, features: torch.Tensor, batch: dict[str, torch.Tensor], image: int) -> torch.Tensor:
-    """Return the cross-entropy of the answers' tokens, given the pictures' tokens ``features`` [rows, 16, d]."""
+    """Return the cross-entropy of the answers, given the pictures' tokens ``features`` [rows, 16, d]."""
     ids, labels, parts = batch["ids"], batch["labels"], batch["parts"]
     text = net.model.language_model
     embeds = text.embed_tokens(ids)
