@@ -132,9 +132,7 @@ class Captions:
 
     def __init__(self, gallery: Gallery, embedder: Path, cache: Path) -> None:
         if not embedder.is_dir():
-            raise ArtifactError(
-                f"{embedder} is no embedder's folder; run python scripts/fetch_embedder.py"
-            )
+            raise ArtifactError(f"{embedder} is no embedder's folder; run python scripts/fetch_embedder.py")
         self.encoder = load_encoder(embedder)
         texts = [caption for thing in gallery.things for caption in thing.captions]
         known = load_file(cache) if cache.is_file() else {}

@@ -85,6 +85,7 @@ _MASS = frozenset(
         "yarn",
     ]
 )
+_VOWEL = re.compile(r"(?!uni|use|us[bk]|eu|one|ut|ukulele)[aeiou]", re.I)
 _BETWEEN = re.compile(r" (?:with|without|of|in|on|at|over|under|for|showing|facing|and|to|from|by) ")
 _TOPICS = frozenset(
     [
@@ -101,6 +102,14 @@ _TOPICS = frozenset(
         "substance",
     ]
 )
+# Folders of the clip art whose pictures are things; icons, shapes, patterns, cards and flags are named for a use.
+_FOLDERS = frozenset(
+    "animals buildings clothing containers decorations education electronics food music office people plants"
+    " science tools toys transportation vehicles weapons weather clocks hardware astronomy recreation".split()
+)
+_OTHER = frozenset(["cards", "stickmen", "roadsigns", "boating", "pantyhose", "astronomy", "chess"])
+# Of how or by whom it was drawn.
+_STYLE = re.compile(r"\b(?:arch|benji park|contour|illustration|outline|silhouette|simple|sketch|another)\b")
 _LATIN = re.compile(r"[a-z]+(?:['’][a-z]+)?(?:[ -][a-z]+(?:['’][a-z]+)?){0,2}")
 
 
@@ -118,7 +127,7 @@ def with_article(name: str) -> str:
     proper = all(word[0].isupper() for word in words) and not words[0].isupper()
     if plural or proper or head in _MASS:
         return name
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+    return f"{'an' if _VOWEL.match(name) else 'a'} {name}"
 
 
 def emoji_phrase(label: str, subgroup: str) -> str | None:
@@ -136,6 +145,19 @@ def emoji_phrase(label: str, subgroup: str) -> str | None:
     return with_article(label)
 
 
+def is_drawn_thing(caption: str) -> bool:
+    """Whether clip art lies in a folder of things: its caption ends with the folders, innermost first.
+
+    Example
+    -------
+    >>> is_drawn_thing("Teapot (beverages, food)"), is_drawn_thing("tab new (action, icons, computer)")
+    (True, False)
+    """
+    found = re.search(r"\(([^()]*)\)$", caption)
+    folders = set(found[1].split(", ")) if found else set()
+    return bool(folders & _FOLDERS) and not folders & _OTHER
+
+
 def clip_name(title: str, stem: str, known: Collection[str]) -> str | None:
     """Return the short name of a clip-art picture: of its title, else of its file; None where neither is one.
 
@@ -147,9 +169,10 @@ def clip_name(title: str, stem: str, known: Collection[str]) -> str | None:
     ('stylized wolf head', 'teapot')
     """
     for text in (title.split(" - ")[-1], re.sub(r"^\d+-", "", stem)):
-        words = re.sub(r"[\d_().,]+", " ", text.lower()).split()
+        words = _STYLE.sub(" ", re.sub(r"[\d_().,]+", " ", text.lower())).split()
         name = " ".join(words)
-        if _LATIN.fullmatch(name) and re.split("[ -]", name)[-1] in known:
+        short = min(map(len, words), default=0) < 3
+        if not short and _LATIN.fullmatch(name) and re.split("[ -]", name)[-1] in known:
             return name
     return None
 

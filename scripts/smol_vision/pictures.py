@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from daco_rt.errors import ArtifactError
 from daco_rt.progress import progress
 from daco_rt.scenes import scene_concepts
-from smol_vision.naming import clip_name, emoji_phrase, known_nouns, with_article
+from smol_vision.naming import clip_name, emoji_phrase, is_drawn_thing, known_nouns, with_article
 
 SIDE = 64
 CAPTIONS = 3
@@ -96,7 +96,7 @@ def load_gallery(folder: Path, cache: Path) -> Gallery:
             (thing.held if held else thing.pictures).append(len(files))
             files.append(folder / f"emoji-{maker}" / row["image"])
     nouns = known_nouns() | {word for name in things for word in name.split() if word.isalpha()}
-    rows = read_rows(folder / "openclipart")
+    rows = [row for row in read_rows(folder / "openclipart") if is_drawn_thing(row["caption"])]
     titles = Counter(row["title"] for row in rows)
     for row in rows:
         title = row["title"] if titles[row["title"]] <= _MOST_OF_A_TITLE else ""

@@ -247,9 +247,7 @@ def test_a_tower_that_does_not_fit_is_refused(
             smol.ensure(progress=False)
         assert not smol.is_built()
     smol.VISION.write_bytes(b"nothing")
-    with pytest.raises(
-        CheckpointError, match=r"vision.safetensors cannot be read .*; install"
-    ):
+    with pytest.raises(CheckpointError, match=r"vision.safetensors cannot be read .*; install"):
         smol.ensure(progress=False)
 
 

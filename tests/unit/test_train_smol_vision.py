@@ -40,8 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for maker in ("emoji-google", "emoji-twitter")
     }
     rows["openclipart"] = [
-        {"title": "Old Teapot", "caption": "Old Teapot. a pot", "author": "x"},
-        {"title": "gramastar", "caption": "gramastar", "author": "x"},
+        {"title": "Old Teapot", "caption": "Old Teapot. a pot (beverages, food)", "author": "x"},
+        {"title": "New tab", "caption": "New tab (action, icons, computer)", "author": "x"},
+        {"title": "gramastar", "caption": "gramastar (toys, recreation)", "author": "x"},
     ]
     rows["tuxpaint"] = [
         {"caption": text} for text in ("A duck.", "A saw.", "Remember those who died.", "A duck.")
@@ -94,6 +95,8 @@ def test_phrases() -> None:
         "hand with fingers splayed": "a hand with fingers splayed",
         "bread": "bread",
         "dress": "a dress",
+        "umbrella": "an umbrella",
+        "unicorn": "a unicorn",
         "cactus": "a cactus",
         "Santa Claus": "Santa Claus",
         "Christmas tree": "a Christmas tree",
@@ -115,7 +118,7 @@ def test_a_tenth_is_held_out_in_the_second_style_alone(gallery: pictures.Gallery
     names = {concept.name for concept in scene_concepts()}
     assert all(len(things[name].pictures) >= 2 and not things[name].held for name in names)
     assert things["keycap: 3"].phrase is None
-    assert things["old teapot"].phrase == "an old teapot" and "gramastar" not in things
+    assert things["old teapot"].phrase == "an old teapot" and not {"gramastar", "new tab"} & set(things)
     assert [gallery.things[i].name for i in gallery.scene_things()] == [c.name for c in scene_concepts()]
 
 
@@ -127,12 +130,12 @@ def test_pictures_are_read_once_and_missing_ones_named(
     try:
         again = pictures.load_gallery(folder, folder / "cache.safetensors")
         assert torch.equal(again.pixels, gallery.pixels)
-        with pytest.raises(ArtifactError, match=r"00000-x_9.png cannot be read .* fetch_pictures.sh"):
+        with pytest.raises(ArtifactError, match=r"00000-x_9.png cannot be read .*fetch_pictures.sh"):
             pictures.load_gallery(folder, tmp_path / "other.safetensors")
     finally:
         hidden.rename(file)
     with pytest.raises(
-        ArtifactError, match=r"emoji-google/captions.jsonl cannot be read .* fetch_pictures.sh"
+        ArtifactError, match=r"emoji-google/captions.jsonl cannot be read .*fetch_pictures.sh"
     ):
         pictures.load_gallery(tmp_path, tmp_path / "other.safetensors")
 
