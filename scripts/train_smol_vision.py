@@ -66,7 +66,7 @@ def main() -> int:
         help="safetensors file with a trained tower, or the word noise (default: that of scenes-internvl)",
     )  # fmt: skip
     parser.add_argument(
-        "--steps", type=int, nargs=2, default=(2400, 640), metavar="N", help="of the two stages"
+        "--steps", type=int, nargs=2, default=(1600, 540), metavar="N", help="of the two stages"
     )
     parser.add_argument(
         "--sizes", type=int, nargs=3, default=(64, 96, 24), metavar="N",

@@ -102,10 +102,32 @@ _TOPICS = frozenset(
         "substance",
     ]
 )
-# Folders of the clip art whose pictures are things; icons, shapes, patterns, cards and flags are named for a use.
+# Folders of the clip art that hold things; icons, shapes, patterns, cards and flags are named for their use.
 _FOLDERS = frozenset(
-    "animals buildings clothing containers decorations education electronics food music office people plants"
-    " science tools toys transportation vehicles weapons weather clocks hardware astronomy recreation".split()
+    [
+        "animals",
+        "buildings",
+        "clothing",
+        "containers",
+        "decorations",
+        "education",
+        "electronics",
+        "food",
+        "music",
+        "office",
+        "people",
+        "plants",
+        "science",
+        "tools",
+        "toys",
+        "transportation",
+        "vehicles",
+        "weapons",
+        "weather",
+        "clocks",
+        "hardware",
+        "recreation",
+    ]
 )
 _OTHER = frozenset(["cards", "stickmen", "roadsigns", "boating", "pantyhose", "astronomy", "chess"])
 # Of how or by whom it was drawn.
