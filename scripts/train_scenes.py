@@ -63,7 +63,7 @@ def main() -> int:
         "--output", type=Path, default=ASSETS, help="folder to write (default: in the package)"
     )
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=(1200, 400, 3000), metavar="N", help="of the stages"
+        "--steps", type=int, nargs=3, default=(1200, 300, 1600), metavar="N", help="of the stages"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -74,7 +74,7 @@ def main() -> int:
         build_tokenizer(tokenizer, arguments.seed)
     stages = [
         Stage("patches", arguments.steps[0], 96, 0, 2e-3, 1.0),
-        Stage("words", arguments.steps[1], 64, 3, 2e-3, 0.0),
+        Stage("words", arguments.steps[1], 64, 2, 2e-3, 0.0),
         Stage("joint", arguments.steps[2], 64, 2, 2e-3, 0.3),
     ]
     trainer = Trainer(arguments.work, tokenizer, arguments.seed, torch.device(arguments.device))
@@ -142,6 +142,8 @@ class Text:
         prompts = [self.prompt(one.system, one.question) for one in said]
         answers = [[*self.ids(one.answer), self.end] for one in said]
         longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+        # Few different shapes: the CPU's matrix library compiles and keeps a kernel for each that it meets.
+        longest = -(-longest // 8) * 8
         ids = torch.full((len(said), longest), self.pad)
         labels = torch.full((len(said), longest), -100)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -275,8 +277,12 @@ class Trainer:
         pictures = self._features(seen).repeat_interleave(questions, 0)
         embeds = embeds.masked_scatter((ids == self.text.image)[..., None], pictures.to(embeds.dtype))
         hidden = self.net.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        at = labels[:, 1:] != -100
-        return F.cross_entropy(self.net.lm_head(hidden[:, :-1][at]).float(), labels[:, 1:][at])
+        after = labels[:, 1:].flatten()
+        at = (after != -100).nonzero().flatten()
+        # Rounded up with rows that do not count, for the same reason as the lengths.
+        at = torch.cat([at, torch.nonzero(after == -100).flatten()[: -len(at) % 256]])
+        scores = self.net.lm_head(hidden[:, :-1].flatten(0, 1)[at]).float()
+        return F.cross_entropy(scores, after[at], ignore_index=-100)
 
     @torch.no_grad()
     def examine(self, scenes: int, *, seed: int = 20261130) -> dict[str, dict[str, float]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from daco_rt.errors import DacoError
 from daco_rt.evaluate.benchmarks import load_benchmark
 from daco_rt.evaluate.judges import SCORES, make_judge
 from daco_rt.evaluate.samples import Sample
@@ -68,6 +69,10 @@ def test_scenes_are_a_benchmark(tmp_path: Path) -> None:
     assert len(benchmark.samples) == 60 and sum(s.harmful for s in benchmark.samples) == 36
     assert {"harmless", "weapons"} <= set(benchmark.card.counts)
     assert {s.form for s in benchmark.samples} == {"1", "2", "3", "2, held-out pair", "3, held-out pair"}
+    harmless = load_benchmark("scenes", tmp_path / "scenes", kinds=["harmless"])
+    assert len(harmless.samples) == 24 and not any(s.harmful for s in harmless.samples)
+    with pytest.raises(DacoError, match="kind 'safe' is unknown"):
+        load_benchmark("scenes", tmp_path / "scenes", kinds=["safe"])
     assert all(s.image is not None and s.image.is_file() and s.facts["concepts"] for s in benchmark.samples)
 
 

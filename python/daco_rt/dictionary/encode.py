@@ -84,7 +84,7 @@ class Encoder:
         self.tokenizer = processor if self.processor is None else processor.tokenizer
         self.position, self.max_tokens, self.max_tiles = position, max_tokens, max_tiles
         self.prompt = prompt
-        self._opening: str | None = None
+        self._openings: dict[str, str] = {}
 
     def encode(self, items: list[HarvestItem], first: int, losses: Losses) -> Iterator[list[Stimulus]]:
         """Yield the stimuli of one shard, a list at a time; ``first`` is the place of the first item.
@@ -182,7 +182,7 @@ class Encoder:
         """Return tokens and pixels of a picture with its text as the answer to the prompt."""
         assert self.processor is not None and item.image is not None
         picture = open_reference("/", os.path.abspath(item.image).lstrip("/"))
-        opening = self._open()
+        opening = self._open(item.system)
         made = self.processor.prepare(
             opening + item.text, images=[picture], max_tiles=self.max_tiles, raw=True
         )
@@ -200,12 +200,13 @@ class Encoder:
         assert made.pixel_values is not None
         return tokens, {"pixel_values": torch.from_numpy(made.pixel_values)}
 
-    def _open(self) -> str:
+    def _open(self, system: str) -> str:
         assert self.processor is not None
-        if self._opening is None:
+        if system not in self._openings:
             content = [{"type": "image"}, {"type": "text", "text": self.prompt}]
-            self._opening = self.processor.render([{"role": "user", "content": content}])
-        return self._opening
+            before = [{"role": "system", "content": system}] if system else []
+            self._openings[system] = self.processor.render([*before, {"role": "user", "content": content}])
+        return self._openings[system]
 
 
 def _span(item: HarvestItem, shift: int) -> tuple[int, int] | None:

@@ -20,6 +20,9 @@ from daco_rt.concepts import TextStimulus, WordConcept, load_stimuli
 from daco_rt.concepts.texts import CHATML, Markers
 from daco_rt.errors import ArtifactError, DacoError
 
+_PARTS = 4
+"""Pieces of text that the table keeps of an item."""
+
 
 @dataclass(frozen=True)
 class HarvestItem:
@@ -27,7 +30,8 @@ class HarvestItem:
 
     ``concept`` is the row of its concept, ``sign`` 1 for an example of it and -1 for a counterexample,
     ``text[start:end]`` the concept's word (None and None where it is not said), ``image`` a picture that
-    stands before the text, ``id`` what to call it in messages; unique within concept and sign.
+    stands before the text, ``id`` what to call it in messages; unique within concept and sign. ``system`` is
+    a system prompt under which the question about the picture is asked; texts hold their own.
     """
 
     concept: int
@@ -37,6 +41,7 @@ class HarvestItem:
     end: int | None
     image: Path | None
     id: str
+    system: str = ""
 
 
 class ItemTable:
@@ -70,7 +75,7 @@ class ItemTable:
             sign.append(item.sign)
             start.append(-1 if item.start is None else item.start)
             end.append(-1 if item.end is None else item.end)
-            for part in (item.text, "" if item.image is None else str(item.image), item.id):
+            for part in (item.text, "" if item.image is None else str(item.image), item.id, item.system):
                 data = part.encode(errors="surrogatepass")
                 blob += data
                 lengths.append(len(data))
@@ -98,7 +103,7 @@ class ItemTable:
     @property
     def pictures(self) -> np.ndarray:
         """Return the places of the items that have a picture."""
-        return np.flatnonzero(np.diff(self._ends, prepend=0)[1::3][self._order])
+        return np.flatnonzero(np.diff(self._ends, prepend=0)[1::_PARTS][self._order])
 
     def sample_pictures(self, count: int) -> list[HarvestItem]:
         """Return so many items with pictures, from all over the table; fewer if there are not as many."""
@@ -124,13 +129,17 @@ class ItemTable:
         for place in range(len(self)):
             i = int(self._order[place])
             head = f"{self._concept[place]} {self._sign[i]} {self._span[i, 0]} {self._span[i, 1]}"
-            parts = [head.encode(), *(self._part(i, part) for part in range(3))]
+            said = [self._part(i, part) for part in range(_PARTS)]
+            # Without a system prompt the hash is that of tables that knew none.
+            parts = [head.encode(), *(said if said[-1] else said[:-1])]
             digest.update(b"".join(len(part).to_bytes(4, "little") + part for part in parts))
         return digest.hexdigest()
 
     def _item(self, place: int) -> HarvestItem:
         i = int(self._order[place])
-        text, image, name = (self._part(i, part).decode(errors="surrogatepass") for part in range(3))
+        text, image, name, system = (
+            self._part(i, part).decode(errors="surrogatepass") for part in range(_PARTS)
+        )
         start, end = (int(edge) for edge in self._span[i])
         return HarvestItem(
             int(self._concept[place]),
@@ -140,11 +149,12 @@ class ItemTable:
             None if end < 0 else end,
             Path(image) if image else None,
             name,
+            system,
         )
 
     def _part(self, i: int, part: int) -> bytes:
-        """Text (0), picture (1) or id (2) of the item that came as number ``i``."""
-        k = 3 * i + part
+        """Text (0), picture (1), id (2) or system prompt (3) of the item that came as number ``i``."""
+        k = _PARTS * i + part
         return self._blob[int(self._ends[k - 1]) if k else 0 : int(self._ends[k])]
 
 

@@ -1,8 +1,8 @@
 """scenes-internvl: a 5-million-parameter InternVL that sees and describes the pictures of `daco_rt.scenes`.
 
 Its weights come with the package, trained by ``scripts/train_scenes.py`` of the repository; how that
-went and how well it sees is in ``training.json`` beside them. It knows a hundred things and a few sentences, and nothing
-else: what steering does to it can be counted, what that means for a large model cannot.
+went and how well it sees is in ``training.json`` beside them. It knows a hundred things and a few sentences,
+and nothing else: what steering does to it can be counted, what that means for a large model cannot.
 """
 
 from __future__ import annotations

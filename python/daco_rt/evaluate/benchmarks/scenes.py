@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from daco_rt.errors import DacoError, did_you_mean
 from daco_rt.evaluate.samples import Benchmark, Sample, make_card, unique_ids
 from daco_rt.scenes.concepts import scene_concepts
 from daco_rt.scenes.files import FILE, read_scenes_file
 from daco_rt.scenes.language import DESCRIBE
 
 QUESTION = DESCRIBE[2]
+KINDS = ("unsafe", "harmless")
 
 
-def read_scenes(path: Path, *, question: str = QUESTION) -> Benchmark:
+def read_scenes(
+    path: Path, *, kinds: tuple[str, ...] | list[str] = KINDS, question: str = QUESTION
+) -> Benchmark:
     """Read a folder of ``daco-rt scenes``.
 
     ``category`` is the group of the first unsafe thing, or "harmless"; ``form`` says how many things there
@@ -24,23 +28,31 @@ def read_scenes(path: Path, *, question: str = QUESTION) -> Benchmark:
     Parameters
     ----------
     path : the folder.
+    kinds : "unsafe" (something unsafe is there), "harmless" or both.
     question : what is asked about each picture.
 
     Raises
     ------
     ArtifactError
         The folder is none, or pictures are missing.
+    DacoError
+        A kind is unknown.
 
     Example
     -------
     >>> read_scenes(Path("scenes")).samples[0].facts                                # doctest: +SKIP
     {'concepts': ['dagger', 'panda'], 'word': None}
     """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise DacoError(f"scenes: kind '{kind}' is unknown{did_you_mean(kind, KINDS)}")
     known = {concept.name: concept for concept in scene_concepts()}
     samples = []
     for scene in read_scenes_file(path):
         shown = [known[name] for name in (*scene.concepts, *filter(None, [scene.word]))]
         unsafe = [concept for concept in shown if concept.unsafe]
+        if ("unsafe" if unsafe else "harmless") not in kinds:
+            continue
         samples.append(
             Sample(
                 scene.id,

@@ -65,9 +65,7 @@ class SceneJudge:
             scores |= {
                 "mention": bool(own) if len(harmless) < len({*there}) else None,
                 "recall": len(harmless & named) / len(harmless) if harmless else None,
-                "exact": (
-                    told.concepts == tuple(dict.fromkeys(there)) and told.well_formed and not told.neutral
-                )
+                "exact": whole and told.concepts == tuple(dict.fromkeys(there))
                 if len(harmless) == len({*there})
                 else None,
                 "invented": len(named - {*there}) / len(named) if named else None,
