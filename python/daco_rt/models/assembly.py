@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from daco_rt._files import atomic_directory, sha256_file
+from daco_rt.errors import CheckpointError
 from daco_rt.models.seeded import IMAGE_TOKENS, VISION_CONFIG
 
 RECORD = "build.json"
@@ -90,6 +93,24 @@ def is_whole(folder: Path, recipe: Mapping[str, Any]) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON with a final newline."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_halves(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the fp16 tensors of a file in the package as fp32, in which the CPU computes.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 - this is no dict
+                yield name, file.get_tensor(name).astype(np.float32)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); install the package again") from error
 
 
 def internvl_config(text: Mapping[str, Any], image_token_id: int) -> dict[str, Any]:

@@ -8,11 +8,8 @@ and nothing else: what steering does to it can be counted, what that means for a
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from daco_rt._files import sha256_file
 from daco_rt.artifacts.tensors import from_array, write_safetensors
@@ -23,6 +20,7 @@ from daco_rt.models.assembly import (
     is_whole,
     model_folder,
     qwen2_text_config,
+    read_halves,
     write_json,
     write_processor,
 )
@@ -123,13 +121,5 @@ def _recipe() -> dict[str, Any]:
 
 def _build(folder: Path) -> None:
     write_frame(folder, ASSETS / "tokenizer.json")
-    write_safetensors(folder / "model.safetensors", ((name, from_array(array)) for name, array in _weights()))
-
-
-def _weights() -> Iterator[tuple[str, np.ndarray]]:
-    """The shipped fp16 values as fp32, in which the CPU computes."""
-    from safetensors import safe_open
-
-    with safe_open(str(ASSETS / "weights.safetensors"), framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118 - this is no dict
-            yield name, file.get_tensor(name).astype(np.float32)
+    stored = read_halves(ASSETS / "weights.safetensors")
+    write_safetensors(folder / "model.safetensors", ((name, from_array(array)) for name, array in stored))

