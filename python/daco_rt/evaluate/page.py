@@ -38,7 +38,7 @@ code { background: #f2f2f2; padding: .1rem .3rem; border-radius: 3px; }
 @page { size: A4 landscape; margin: 12mm; }
 @media print {
   body { margin: 0; padding: 0; max-width: none; font-size: 10pt; } nav { display: none; }
-  h2 { break-after: avoid; } figure, tr, .answers > div { break-inside: avoid; }
+  h2 { break-after: avoid; } figure, tr, details { break-inside: avoid; }
   .scroll { overflow: visible; } table { font-size: 7.5pt; width: 100%; }
   td { white-space: normal; } th, td { padding: .15rem .3rem; } thead { display: table-header-group; }
   .answers > div, code { background: none; border: 1px solid #ccc; }
