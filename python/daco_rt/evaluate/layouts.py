@@ -323,11 +323,13 @@ def _write_parquet(file: Path, rows: Sequence[dict[str, Any]], *, images: Sequen
 
 
 def write_json(file: Path, value: Any) -> None:
+    """Write a value as MM-SafetyBench writes its question files; folders are made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(value, indent=4), encoding="utf-8")
 
 
 def write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of equal keys as CSV with a header; folders are made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w", encoding="utf-8", newline="") as out:
         writer = csv.DictWriter(out, list(rows[0]))

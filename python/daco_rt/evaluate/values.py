@@ -16,24 +16,28 @@ def safe_name(name: Any, where: str) -> str:
 
 
 def text(value: Any, where: str) -> str:
+    """Text that is not empty."""
     if not isinstance(value, str) or not value:
         raise DacoError(f"{where} must be text, got {value!r}")
     return value
 
 
 def flag(value: Any, where: str) -> bool:
+    """True or false."""
     if not isinstance(value, bool):
         raise DacoError(f"{where} must be true or false, got {value!r}")
     return value
 
 
 def count(value: Any, where: str) -> int:
+    """An integer from 1."""
     if type(value) is not int or value < 1:
         raise DacoError(f"{where} must be an integer from 1, got {value!r}")
     return value
 
 
 def number(value: Any, where: str, least: float = -math.inf) -> float:
+    """A finite number of ``least`` or more, as a float."""
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
