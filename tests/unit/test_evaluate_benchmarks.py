@@ -207,7 +207,8 @@ def test_what_is_unknown_is_refused_with_the_nearest_name(arguments, options, sa
 
 def test_every_reader_can_be_found():
     assert set(READERS) == {
-        "benign", "concepts", "harmbench", "jailbreakv", "mm_safetybench", "redteam_2k", "scenes", "strongreject"
+        "benign", "concepts", "harmbench", "jailbreakv", "mm_safetybench", "redteam_2k", "scenes",
+        "strongreject",
     }  # fmt: skip
 
 
