@@ -20,7 +20,7 @@ export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup export pack scenes test test-saelens test-inspect test-lmeval test-tensorrt test-ray lint format bench \
-        bench-peers clean
+        bench-peers wheel clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -156,6 +156,11 @@ $(STAMPS)/peers: benchmarks/peers/requirements.txt constraints.txt scripts/pip_r
 	build/peers-venv/bin/python scripts/pip_retry.py install -q -c constraints.txt torch numpy
 	build/peers-venv/bin/python scripts/pip_retry.py install -q -c constraints.txt -r benchmarks/peers/requirements.txt
 	@touch $@
+
+# Every generation of GPUs that the toolkit knows; compiling them takes a while.
+wheel: $(STAMPS)/install ## a wheel in dist/ for Ampere, Ada, Hopper and Blackwell
+	$(BIN)/pip wheel -q --no-build-isolation --no-deps -C 'cmake.define.DACO_RT_CUDA_ARCHS=80;89;90a;100;120' \
+	  -C build-dir=build/wheel -w dist .
 
 clean: ## remove what was built (models and bundles stay)
 	rm -rf build $(VENV) .venv-saelens .venv-inspect .venv-lmeval .pytest_cache .mypy_cache .ruff_cache
