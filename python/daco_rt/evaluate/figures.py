@@ -67,9 +67,10 @@ def draw_front(
                 [p[0] - min(max(p[1].low, _FLOOR), p[0]) for p in points],
                 [max(max(p[1].high, _FLOOR) - p[0], 0) for p in points],
             ],
+            # Rounding may put an end of an interval on the wrong side of a value of 0 or 1.
             yerr=[
-                [scale * (p[2].value - p[2].low) for p in points],
-                [scale * (p[2].high - p[2].value) for p in points],
+                [max(scale * (p[2].value - p[2].low), 0) for p in points],
+                [max(scale * (p[2].high - p[2].value), 0) for p in points],
             ],
             fmt=f"{MARKERS[i % len(MARKERS)]}-",
             color=colour,
