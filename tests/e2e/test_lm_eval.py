@@ -337,7 +337,7 @@ def test_mmmu_itself_over_pictures_of_ours(chat, tasks, direct, pocket_bundle, t
         for sample, pictures, text in zip(
             samples, ([one], [one, two, one], [two]), found[policy], strict=True
         ):
-            prompt = sample["arguments"]["gen_args_0"]["arg_0"]
+            prompt = sample["arguments"][0][0]
             assert prompt.startswith("<|im_start|>") == chat
             prompt = prompt.replace("<image>", direct.processor.image_token)
             made = direct.processor.prepare(prompt, pictures, max_tiles=1, raw=True)
@@ -399,7 +399,6 @@ def test_the_command(folder, tasks, pocket_bundle, tmp_path, cache):
         ({}, "one of bundle=PATH and family=NAME"),
         ({"bundle": "x", "family": "internvl"}, "one of bundle=PATH and family=NAME"),
         ({"bundle": "x", "pack": "y"}, "a bundle brings its own"),
-        ({"bundle": "x", "device": "cuda"}, "leave --device out"),
         ({"bundle": "x", "batch_size": "auto"}, "batch_size must be a number from 1, got 'auto'"),
         ({"bundle": "x", "polcy": "off"}, "argument 'polcy' is unknown; did you mean 'policy'"),
         ({"bundle": "here", "max_length": 10**6}, "max_length must be within 1 and"),

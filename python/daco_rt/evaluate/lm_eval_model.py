@@ -57,7 +57,8 @@ class DacoLM(TemplateLM):
     policy : name, "off" or "observe"; by default the pack's own.
     batch_size : most requests run together, a number.
     threads : of a bundle.
-    device, dtype : of a checkpoint in torch.
+    device, dtype : of a checkpoint in torch; lm_eval says cuda:0 unless --device is given. A bundle runs
+        where it was exported for.
     max_length : most tokens that the model reads, the last one scored or generated not counted; by default
         as many as it can. Longer contexts are cut on the left, but never a prompt with pictures.
     max_gen_toks : tokens of an answer where the task does not say.
@@ -349,10 +350,7 @@ def _open(
     if bundle is not None:
         if checkpoint is not None or pack is not None:
             raise DacoError("model daco: a bundle brings its own checkpoint and pack; leave them out")
-        if device is not None:
-            raise DacoError(
-                "model daco: a bundle runs where it was exported for; leave --device out, or use family="
-            )
+        # Whatever device is given: without --device lm_eval says cuda:0, and a bundle has its own place.
         steered = BundleSubject(Path(bundle), threads=threads, batch_size=batch_size)
         return steered, steered.generator.session.pack
     from daco_rt.evaluate.torch_subject import TorchSubject
