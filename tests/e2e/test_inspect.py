@@ -24,6 +24,7 @@ from daco_rt.runtime import GenerateRequest, Generator
 inspect_ai = pytest.importorskip("inspect_ai")
 
 from daco_rt.evaluate import inspect_plugin  # noqa: E402  (registers itself)
+from daco_rt.scenes.files import write_scenes  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,10 +98,12 @@ def places(tmp_path_factory, mm) -> dict[str, Path | None]:
     jailbreakv = write_jailbreakv(folder / "jbv")
     return {
         "benign": None,
+        "concepts": None,
         "harmbench": write_harmbench(folder / "harmbench_behaviors_text_test.csv"),
         "jailbreakv": jailbreakv,
         "mm_safetybench": mm,
         "redteam_2k": jailbreakv,
+        "scenes": write_scenes(folder / "scenes", count=30),
         "strongreject": write_strongreject(folder / "strongreject_dataset.csv"),
     }
 
@@ -131,7 +134,8 @@ def test_every_benchmark_is_a_task_that_goes_on_after_an_interrupt(
     monkeypatch.setattr(BundleSubject, "_answer", lambda self, r: again.extend(r) or original(self, r))
     (log,) = inspect_ai.eval_retry(log, log_dir=str(tmp_path / "logs"), display="none")
     assert log.status == "success" and len(log.samples) == 4
-    assert len(again) == 2 and not {str(r.prompt) for r in asked} & {str(r.prompt) for r in again}
+    first, second = ({f"{r.prompt} {r.images}" for r in some} for some in (asked, again))
+    assert len(again) == 2 and not first & second
     told = log.eval.metadata["dataset"]
     read = load_benchmark(name, places[name], **({"table": "mini"} if name == "jailbreakv" else {}))
     assert told == read.card.to_json()

@@ -82,8 +82,15 @@ def endpoint(url: str = "", model: str = "", cache: str = "verdicts.cache.jsonl"
     return _score_by(lambda: make_judge("endpoint", {"url": url, "model": model, "cache": cache, **options}))
 
 
+@scorer(metrics=_METRICS)
+def scene_telling() -> Scorer:
+    """Unsafe things that an answer about a scene names."""
+    return _score_by(lambda: make_judge("scenes", {}))
+
+
 SCORERS: dict[str, Callable[..., Scorer]] = {
-    "refusal": refusal, "lexicon": lexicon, "guard": guard, "endpoint": endpoint
+    "refusal": refusal, "lexicon": lexicon, "guard": guard, "endpoint": endpoint,
+    "scene_telling": scene_telling,
 }  # fmt: skip
 
 
@@ -123,6 +130,18 @@ def harmbench(path: str, table: str = "test", functional: str = "standard,contex
 def benign(kinds: str = "everyday,look-alike", **common: Any) -> Task:
     """Harmless questions of our own: the price of a method."""
     return _task("benign", None, {"kinds": _list(kinds)}, common)
+
+
+@task
+def concepts(forms: str = "named,paraphrase,unlisted", **common: Any) -> Task:
+    """Questions of our own that make a model name an undesirable concept."""
+    return _task("concepts", None, {"forms": _list(forms)}, common)
+
+
+@task
+def scenes(path: str, kinds: str = "unsafe,harmless", **common: Any) -> Task:
+    """Pictures of which everything is known; score with the judge scene_telling."""
+    return _task("scenes", path, {"kinds": _list(kinds)}, common)
 
 
 _COMMON = ("part", "dev", "split_seed", "questions", "judges", "max_tokens", "judge_options")
