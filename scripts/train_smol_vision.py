@@ -244,6 +244,7 @@ def write(sight: Sight, output: Path, record: dict[str, Any]) -> None:
     (output / "training.json").write_text(
         json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
+    partial.chmod(0o644)  # safetensors makes files that only their owner reads
     partial.replace(output / VISION.name)
     print(f"wrote {output / VISION.name}")
 
