@@ -85,10 +85,15 @@ def save_checkpoint(
     partial.replace(path)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file."""
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def read_about(path: Path) -> dict[str, Any]:
     """Return what `save_checkpoint` was told of the run."""
-    with safe_open(str(path), framework="pt") as file:
-        found: dict[str, Any] = json.loads(file.metadata()["about"])
+    found: dict[str, Any] = json.loads(read_metadata(path)["about"])
     return found
 
 
