@@ -5,6 +5,7 @@ MODEL      ?= internvl
 CHECKPOINT ?=
 PACK       ?=
 PRECISION  ?=
+CONFIG     ?= configs/smol-small.yaml
 OUTPUT     ?= bundles/$(if $(CHECKPOINT),$(notdir $(CHECKPOINT)),smol-$(MODEL))
 PYTHON     ?= python3
 PYTEST_ARGS ?=
@@ -18,7 +19,8 @@ PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
 export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup export test test-saelens test-inspect test-tensorrt test-ray lint format bench bench-peers clean
+.PHONY: help setup export pack scenes test test-saelens test-inspect test-lmeval test-tensorrt test-ray lint format bench \
+        bench-peers wheel clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -54,6 +56,27 @@ $(OUTPUT)/manifest.json: $(STAMPS)/install $(PACKAGE)
 	$(BIN)/python -m daco_rt.export --model $(MODEL) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) \
 	  $(if $(PACK),--pack $(PACK)) $(if $(PRECISION),--precision $(PRECISION)) --output $(OUTPUT) --force
 
+pack: $(STAMPS)/install ## build CONFIG: concepts, texts, dictionary and pack, under builds/
+	$(BIN)/daco-rt build $(CONFIG)
+
+SCENES := builds/scenes
+
+scenes: $(SCENES)/done ## the pictures and SAEs of configs/evaluate-scenes.yaml, in builds/scenes
+
+$(SCENES)/done: $(STAMPS)/install
+	rm -rf $(SCENES)
+	$(BIN)/daco-rt scenes --described-by scenes-internvl --output $(SCENES)/test
+	$(BIN)/daco-rt scenes --form mm-safetybench --count 30 --output $(SCENES)/mm-safetybench
+	$(BIN)/daco-rt scenes --form jailbreakv --count 60 --output $(SCENES)/jailbreakv
+	$(BIN)/python scripts/build_scenes_concepts.py --output $(SCENES)/dictionary --rows $(SCENES)/rows
+	for init in dictionary random; do \
+	  $(BIN)/daco-rt sae --store $(SCENES)/rows --blocks 3 --dictionary $(SCENES)/dictionary --init $$init \
+	    --latents 404 --k 8 --steps 3000 --batch 512 --output $(SCENES)/trained/$$init && \
+	  $(BIN)/daco-rt annotate $(SCENES)/trained/$$init/block-003 --dictionary $(SCENES)/dictionary \
+	    --rule nearest --eta 0.3 --output $(SCENES)/saes/$$init || exit 1; \
+	done
+	@touch $@
+
 test: $(STAMPS)/install ## every test that needs no GPU
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -66,8 +89,9 @@ $(STAMPS)/saelens: constraints.txt scripts/pip_retry.py
 	.venv-saelens/bin/python scripts/pip_retry.py install -q torch==2.13.0 sae-lens==6.54.12
 	@touch $@
 
-# Inspect holds two packages at other versions than ours, so it lies in front of our environment, not in it.
-INSPECT_SITE = import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))
+# Inspect holds two packages at other versions than ours, and lm-evaluation-harness brings sixty, so they lie in
+# front of our environment, not in it.
+OUR_SITE = import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))
 
 test-inspect: $(STAMPS)/install $(STAMPS)/inspect ## tasks, scorers and the model provider in the real Inspect
 	.venv-inspect/bin/python -m pytest $(PYTEST_ARGS) tests/e2e/test_inspect.py
@@ -75,7 +99,17 @@ test-inspect: $(STAMPS)/install $(STAMPS)/inspect ## tasks, scorers and the mode
 $(STAMPS)/inspect: constraints.txt scripts/pip_retry.py
 	test -x .venv-inspect/bin/python || $(PYTHON) -m venv .venv-inspect
 	.venv-inspect/bin/python scripts/pip_retry.py install -q inspect-ai==0.3.285 numpy==2.4.6
-	$(BIN)/python -c '$(INSPECT_SITE)' > "$$(.venv-inspect/bin/python -c \
+	$(BIN)/python -c '$(OUR_SITE)' > "$$(.venv-inspect/bin/python -c \
+	  'import sysconfig; print(sysconfig.get_path("purelib"))')/daco_rt_base.pth"
+	@touch $@
+
+test-lmeval: $(STAMPS)/install $(STAMPS)/lmeval ## the model daco in the real lm-evaluation-harness
+	.venv-lmeval/bin/python -m pytest $(PYTEST_ARGS) tests/e2e/test_lm_eval.py tests/e2e/test_paper_table.py
+
+$(STAMPS)/lmeval: constraints.txt scripts/pip_retry.py
+	test -x .venv-lmeval/bin/python || $(PYTHON) -m venv .venv-lmeval
+	.venv-lmeval/bin/python scripts/pip_retry.py install -q lm_eval==0.4.13 numpy==2.4.6
+	$(BIN)/python -c '$(OUR_SITE)' > "$$(.venv-lmeval/bin/python -c \
 	  'import sysconfig; print(sysconfig.get_path("purelib"))')/daco_rt_base.pth"
 	@touch $@
 
@@ -123,5 +157,10 @@ $(STAMPS)/peers: benchmarks/peers/requirements.txt constraints.txt scripts/pip_r
 	build/peers-venv/bin/python scripts/pip_retry.py install -q -c constraints.txt -r benchmarks/peers/requirements.txt
 	@touch $@
 
+# Every generation of GPUs that the toolkit knows; compiling them takes a while.
+wheel: $(STAMPS)/install ## a wheel in dist/ for Ampere, Ada, Hopper and Blackwell
+	$(BIN)/pip wheel -q --no-build-isolation --no-deps -C 'cmake.define.DACO_RT_CUDA_ARCHS=80;89;90a;100;120' \
+	  -C build-dir=build/wheel -w dist .
+
 clean: ## remove what was built (models and bundles stay)
-	rm -rf build $(VENV) .venv-saelens .venv-inspect .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build $(VENV) .venv-saelens .venv-inspect .venv-lmeval .pytest_cache .mypy_cache .ruff_cache

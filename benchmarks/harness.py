@@ -79,6 +79,8 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
     busy_before: float = field(default_factory=lambda: busy_cores())
+    busy_after: float | None = None
+    """Measured at the end: a report without it is of a run that was cut short."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -87,14 +89,27 @@ class Report:
             "version": VERSION,
             "benchmark": self.benchmark,
             "quick": self.quick,
+            "finished": self.busy_after is not None,
             "commit": commit(),
             "date": time.strftime("%Y-%m-%d"),
-            "machine": machine() | {"busy_before": self.busy_before, "busy_after": busy_cores()},
+            "machine": machine() | {"busy_before": self.busy_before, "busy_after": self.busy_after},
             "versions": versions(),
             "settings": self.settings,
             "rows": [asdict(row) for row in self.rows],
             "targets": [asdict(target) for target in self.targets],
         }
+
+    def add(self, row: Row, output: Path) -> None:
+        """Take a measurement and write what there is, so that a run that is cut short loses nothing."""
+        self.rows.append(row)
+        self.write(output)
+
+    def write(self, output: Path) -> None:
+        """Write the JSON, whole or not at all."""
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = output.with_name(output.name + ".partial")
+        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        partial.replace(output)
 
     def finish(self, output: Path) -> int:
         """Print table and targets, write the JSON, and return the exit status: 1 if a check failed."""
@@ -106,8 +121,8 @@ class Report:
                 ("target", "goal", "found", ""),
                 [(target.name, target.goal, target.found, marks[target.met]) for target in self.targets],
             )
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        self.busy_after = busy_cores()
+        self.write(output)
         print(f"\nwrote {output}")
         wrong = [row for row in self.rows if not row.check.passed]
         for row in wrong:
@@ -211,13 +226,22 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     from daco_rt._native import build_info
+    from daco_rt.errors import DacoError
 
-    built = build_info()
+    try:
+        built = build_info()
+    except DacoError:  # a build without the extension module still has the torch library
+        return found
     return found | {"native_commit": built["commit"], "compiler": built["compiler"], "isa": built["best_isa"]}
 
 
 def commit() -> str:
-    """The repository's commit, with ``-dirty`` if files differ from it; "unknown" outside a repository."""
+    """The repository's commit, with ``-dirty`` if files differ from it.
+
+    Where the files were copied without their repository, DACO_RT_COMMIT may say it; else it is "unknown".
+    """
+    if given := os.environ.get("DACO_RT_COMMIT"):
+        return given
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")

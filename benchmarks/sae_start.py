@@ -1,10 +1,11 @@
 """What it is worth to start an SAE at a dictionary: explained variance, dead and labelled latents, by seed.
 
-    python benchmarks/sae_start.py                      # smol-internvl, block 16, the built-in texts
+    python benchmarks/sae_start.py --texts builds/smol-small/texts.jsonl.gz --work builds/sae-start
     python benchmarks/sae_start.py --steps 4000 --seeds 0,1,2,3,4
 
-Both starts see the same rows in the same order; only the decoder's first values differ. Prints a table and
-writes everything, with the machine, as JSON. About three minutes on one core after the activations are read.
+Both starts see the same rows in the same order; only the decoder's first values differ. Prints a table, draws
+a figure, and writes everything, with the machine, as JSON. A run that was stopped goes on where ``--work`` is
+given; the SAEs stay there, and ``benchmarks/sae_sweep.py`` takes one of them.
 """
 
 from __future__ import annotations
@@ -19,15 +20,26 @@ from typing import Any
 
 import torch
 
+from daco_rt._plot import COLOURS, new_figure
 from daco_rt.artifacts import load_dictionary
 from daco_rt.console import print_table
 from daco_rt.dictionary import dictionary_for
 from daco_rt.models import model_identity, resolve_checkpoint
-from daco_rt.sae import SaeTraining, StoreSource, convert_to_jumprelu, harvest_activations, train_sae
+from daco_rt.models.loading import load_torch
+from daco_rt.sae import (
+    SaeTraining,
+    StoreSource,
+    convert_to_jumprelu,
+    harvest_activations,
+    open_store,
+    read_metrics,
+    train_sae,
+)
 from daco_rt.sae.annotate import count_labels
-from daco_rt.sae.texts import built_in_texts
+from daco_rt.sae.texts import built_in_texts, mixed, read_texts
 
 ETAS = (0.1, 0.2, 0.3)
+CURVE = tuple(round(0.02 * i, 2) for i in range(31))
 
 
 def main() -> None:
@@ -40,21 +52,29 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--store", type=Path, help="where activations are kept (default: read anew)")
+    parser.add_argument("--precision", default="auto", help="of the training: auto, fp32, bf16")
+    parser.add_argument("--texts", type=Path, help="what the model reads (default: the built-in texts)")
+    parser.add_argument("--store", type=Path, help="activations that are there already, in place of texts")
+    parser.add_argument("--work", type=Path, help="where activations and SAEs stay (default: nowhere)")
+    parser.add_argument("--figure", type=Path, default=Path("docs/figures/sae/start.png"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/sae_start.json"))
     arguments = parser.parse_args()
     dictionary = load_dictionary(dictionary_for(arguments.model))
-    with tempfile.TemporaryDirectory() as folder:
-        source = StoreSource(read(arguments, Path(folder) / "store"), arguments.block)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.work or Path(temporary)
+        source = StoreSource(read(arguments, folder / "store"), arguments.block)
         rows = []
         for seed in map(int, arguments.seeds.split(",")):
             for init in ("dictionary", "random"):
                 training = SaeTraining(
                     init=init, latents=dictionary.size, k=arguments.k, steps=arguments.steps,
-                    batch=arguments.batch, seed=seed,
+                    batch=arguments.batch, seed=seed, precision=arguments.precision, log_every=50,
+                    checkpoint_every=50,
                 )  # fmt: skip
-                rows.append(measure(source, training, dictionary, Path(folder) / f"{init}-{seed}"))
-    print_table(list(rows[0]), rows, list(rows[0]))
+                rows.append(measure(source, training, dictionary, folder / f"{init}-{seed}"))
+    keys = [key for key, value in rows[0].items() if not isinstance(value, list)]
+    print_table(keys, rows, keys)
+    draw(rows, arguments.figure)
     report = {
         "benchmark": "sae_start",
         "date": time.strftime("%Y-%m-%d"),
@@ -68,16 +88,15 @@ def main() -> None:
     arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def read(arguments: argparse.Namespace, temporary: Path) -> Any:
-    from transformers import AutoModelForImageTextToText, AutoTokenizer
-
+def read(arguments: argparse.Namespace, place: Path) -> Any:
+    if arguments.store is not None:
+        return open_store(arguments.store, verify=True)
     checkpoint = resolve_checkpoint(None, arguments.model)
     return harvest_activations(
-        AutoModelForImageTextToText.from_pretrained(checkpoint.path).eval(),
-        AutoTokenizer.from_pretrained(checkpoint.path),
-        built_in_texts(),
+        *load_torch(checkpoint.path),
+        built_in_texts() if arguments.texts is None else mixed(read_texts(arguments.texts)),
         [arguments.block],
-        arguments.store or temporary,
+        place,
         identity=model_identity(checkpoint),
     )
 
@@ -90,9 +109,10 @@ def measure(source: StoreSource, training: SaeTraining, dictionary: Any, path: P
         block=source.block,
         training=training,
         dictionary=dictionary if training.init == "dictionary" else None,
+        resume=True,
     )
     recipe = json.loads((path / "manifest.json").read_bytes())["recipe"]
-    _, cost = convert_to_jumprelu(sae, source, path.with_name(path.name + "-jump"), rows=8192)
+    _, cost = convert_to_jumprelu(sae, source, path.with_name(path.name + "-jump"), rows=8192, overwrite=True)
     own = recipe.get("cosine_to_own_atom", {}).get("mean")
     row = {
         "init": training.init,
@@ -105,7 +125,33 @@ def measure(source: StoreSource, training: SaeTraining, dictionary: Any, path: P
     for counts in count_labels(sae, dictionary, ETAS):
         row[f"undesirable@{counts['eta']}"] = counts["undesirable"]
         row[f"desirable@{counts['eta']}"] = counts["desirable"]
-    return row | {"jumprelu_loss": round(cost.loss, 4)}
+    curve = [
+        [line["step"], line["eval_explained_variance"], line["dead_fraction"]]
+        for line in read_metrics(path.with_name(path.name + ".run"))
+        if "eval_explained_variance" in line
+    ]
+    labelled = [[row["eta"], row["undesirable"]] for row in count_labels(sae, dictionary, CURVE)]
+    return row | {"jumprelu_loss": round(cost.loss, 4), "curve": curve, "labelled": labelled}
+
+
+def draw(rows: list[dict[str, Any]], output: Path) -> None:
+    """Draw what both starts explain, let die and label: a thin line a seed."""
+    with new_figure(output, width=8.4, height=2.9) as figure:
+        explained, dead, labelled = figure.subplots(1, 3)
+        for row in rows:
+            first = row["seed"] == min(other["seed"] for other in rows)
+            colour = COLOURS[0] if row["init"] == "dictionary" else COLOURS[1]
+            style = {"color": colour, "linewidth": 1.1, "label": row["init"] if first else None}
+            steps, shares, gone = zip(*row["curve"], strict=True)
+            explained.plot(steps, shares, **style)
+            dead.plot(steps, [100 * share for share in gone], **style)
+            labelled.plot(*zip(*row["labelled"], strict=True), **style)
+        explained.set(title="Explained variance, held out", xlabel="steps")
+        dead.set(title="Dead latents, %", xlabel="steps")
+        dead.set_ylim(bottom=0)
+        labelled.set(title="Latents labelled undesirable", xlabel="η")
+        labelled.set_yscale("symlog", linthresh=1)
+        explained.legend(title="decoder starts at")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ endmacro()
 
 find_package(Git QUIET)
 set(DACO_RT_COMMIT "unknown")
-if(Git_FOUND AND EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/.git")
+if(NOT "$ENV{DACO_RT_COMMIT}" STREQUAL "")  # sources that were copied without their repository
+  set(DACO_RT_COMMIT "$ENV{DACO_RT_COMMIT}")
+elseif(Git_FOUND AND EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/.git")
   execute_process(
     COMMAND "${GIT_EXECUTABLE}" describe --always --dirty --abbrev=12 --exclude=*
     WORKING_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}"

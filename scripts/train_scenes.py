@@ -29,6 +29,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from scene_training import (
+    load_checkpoint,
+    make_optimisers,
+    normalise,
+    read_about,
+    save_checkpoint,
+    schedule,
+    set_rate,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from daco_rt.models.assembly import IMAGE_SPECIALS
@@ -38,7 +47,6 @@ from daco_rt.scenes import Exchange, Scenes, compose, draw_scenes, exchanges, sc
 from daco_rt.scenes.language import CAREFUL, JAILBREAK, SAFELY, describe, read_telling
 
 GROUND = len(scene_concepts())
-MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 UNSAFE, WORDS = 0.3, 0.15
 GROUND_WEIGHT = 0.15
 
@@ -186,11 +194,6 @@ def content(scenes: Scenes, row: int) -> tuple[list[Any], Any]:
     ] if word >= 0 else None
 
 
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """What the image processor does, after rounding to the 8 bits of a picture file."""
-    return ((pixels * 255).round() / 255 - MEAN) / STD
-
-
 class Trainer:
     """The model, its optimisers and checkpoints; `run` does what is left of a stage."""
 
@@ -210,6 +213,11 @@ class Trainer:
         self.log: list[dict[str, Any]] = []
 
     @property
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        # Without the output head, which is tied to the embeddings.
+        return {"model": self.net.model, "head": self.head}
+
+    @property
     def tower(self) -> Any:
         return self.net.model.vision_tower
 
@@ -217,14 +225,16 @@ class Trainer:
         """Train one stage, or what is missing of it."""
         done = self.work / f"{stage.name}.safetensors"
         if done.is_file():
-            self._load(done)
+            self.log = load_checkpoint(done, self._modules)["log"]
             return
         self.net.train()
         frozen = stage.name == "words"
         vision = [*self.tower.parameters(), *self.head.parameters()]
         words = [p for n, p in self.net.named_parameters() if "vision_tower" not in n]
         chosen = {"patches": vision, "words": words, "joint": [*vision, *words]}[stage.name]
-        optimisers = make_optimisers(self.net, chosen)
+        trained = {id(p) for p in chosen}
+        named = [*self.net.named_parameters(), *self.head.named_parameters(prefix="patch_head")]
+        optimisers = make_optimisers([(n, p) for n, p in named if id(p) in trained])
         step = self._resume(stage, optimisers)
         loader = torch.utils.data.DataLoader(
             Drawn(stage, step, self.seed, self.tokenizer), batch_size=None, num_workers=1, prefetch_factor=4
@@ -234,9 +244,7 @@ class Trainer:
         began, first, means = time.time(), step, {"patches": math.nan, "words": math.nan}
         for batch in loader:
             pixels, patches, ids, labels = (x.to(self.device) for x in batch)
-            for optimiser in optimisers:
-                for group in optimiser.param_groups:
-                    group["lr"] = stage.rate * group["scale"] * schedule(step, stage.steps)
+            set_rate(optimisers, stage.rate * schedule(step, stage.steps))
             with torch.autocast(self.device.type, torch.bfloat16):
                 with torch.set_grad_enabled(not frozen):
                     seen = self.tower(pixel_values=pixels).last_hidden_state[:, 1:]
@@ -361,71 +369,16 @@ class Trainer:
         print(json.dumps(row), f"{rate:.2f} steps/s, {left / 60:.0f} min left of this stage", flush=True)
 
     def _save(self, path: Path, stage: Stage, step: int, optimisers: list[Any]) -> None:
-        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items() if k != "lm_head.weight"}
-        tensors |= {f"head.{k}": v for k, v in self.head.state_dict().items()}
-        for i, optimiser in enumerate(optimisers):
-            for j, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser.{i}.{j}.{k}": v for k, v in state.items() if torch.is_tensor(v)}
-        about = {"stage": stage.name, "step": str(step), "log": json.dumps(self.log)}
-        partial = path.with_suffix(".partial")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, about)
-        partial.replace(path)
-
-    def _load(self, path: Path) -> dict[str, torch.Tensor]:
-        from safetensors import safe_open
-
-        tensors = load_file(path, device=str(self.device))
-        net = {k[4:]: v for k, v in tensors.items() if k.startswith("net.")}
-        self.net.load_state_dict(net, strict=False)
-        self.head.load_state_dict({k[5:]: v for k, v in tensors.items() if k.startswith("head.")})
-        with safe_open(str(path), framework="pt") as file:
-            self.log = json.loads(file.metadata()["log"])
-        return tensors
+        save_checkpoint(path, self._modules, optimisers, {"stage": stage.name, "step": step, "log": self.log})
 
     def _resume(self, stage: Stage, optimisers: list[Any]) -> int:
-        from safetensors import safe_open
-
         path = self.work / "latest.safetensors"
-        if not path.is_file():
+        if not path.is_file() or read_about(path)["stage"] != stage.name:
             return 0
-        with safe_open(str(path), framework="pt") as file:
-            about = file.metadata()
-        if about["stage"] != stage.name:
-            return 0
-        tensors = self._load(path)
-        for i, optimiser in enumerate(optimisers):
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for name, value in tensors.items():
-                if name.startswith(f"optimiser.{i}."):
-                    _, _, index, key = name.split(".", 3)
-                    state.setdefault(int(index), {})[key] = value
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        about = load_checkpoint(path, self._modules, optimisers)
+        self.log = about["log"]
         print(f"goes on at step {about['step']} of stage {stage.name}", flush=True)
         return int(about["step"])
-
-
-def make_optimisers(net: Any, chosen: list[torch.nn.Parameter]) -> list[Any]:
-    """Muon for the matrices of the blocks, AdamW for all else."""
-    hidden = {
-        id(p) for n, p in net.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n
-    }
-    matrices = [p for p in chosen if id(p) in hidden]
-    rest = [p for p in chosen if id(p) not in hidden]
-    decayed, plain = [p for p in rest if p.ndim > 1], [p for p in rest if p.ndim <= 1]
-    muon = torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}],
-        lr=1e-3, betas=(0.9, 0.98),
-    )  # fmt: skip
-    for optimiser, scale in ((muon, 1.0), (adamw, 0.7)):
-        for group in optimiser.param_groups:
-            group["scale"] = scale
-    return [muon, adamw]
-
-
-def schedule(step: int, steps: int) -> float:
-    """A warm-up of 100 steps, then half a cosine down to a hundredth."""
-    return min(1.0, (step + 1) / 100) * max(0.01, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def write(trainer: Trainer, stages: list[Stage], shares: dict[str, Any], output: Path) -> None:

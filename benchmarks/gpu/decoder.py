@@ -92,6 +92,11 @@ def block_step(
     return h + F.linear(F.silu(gate) * up, down)
 
 
+def head_step(h: Tensor, norm: Tensor, head: Tensor) -> Tensor:
+    """Logits [B, vocab] of h [B, d]."""
+    return F.linear(rms_norm(h, norm), head)
+
+
 class Decoder:
     """Random weights in bf16 and a step that can be captured.
 
@@ -100,9 +105,13 @@ class Decoder:
     batch : sequences that go one token further in a step.
     compiled : whether the block and the head go through ``torch.compile``, which fuses what lies between the
         matrix products; without it those small kernels take longer than the matrices of one token.
+    tuned : whether the compiler may also write the products of one row itself and search for their tiles,
+        which takes it minutes instead of half a minute.
     """
 
-    def __init__(self, shape: Shape, batch: int, device: torch.device, *, compiled: bool) -> None:
+    def __init__(
+        self, shape: Shape, batch: int, device: torch.device, *, compiled: bool, tuned: bool = False
+    ) -> None:
         self.shape, self.batch = shape, batch
         draw = torch.Generator(device).manual_seed(0)
 
@@ -130,7 +139,10 @@ class Decoder:
         self.cosine = torch.cat((turns.cos(), turns.cos())).bfloat16()
         self.sine = torch.cat((turns.sin(), turns.sin())).bfloat16()
         self.logits = torch.empty(batch, shape.vocab, device=device, dtype=torch.bfloat16)
-        self._block: Callable[..., Tensor] = torch.compile(block_step) if compiled else block_step
+        # Sizes are constants to the compiler: a second batch size in one process would make them symbols.
+        how = {"dynamic": False, "options": {"coordinate_descent_tuning": tuned}}
+        self._block: Callable[..., Tensor] = torch.compile(block_step, **how) if compiled else block_step
+        self._head: Callable[..., Tensor] = torch.compile(head_step, **how) if compiled else head_step
 
     def step(self, steering: Mapping[int, Steer]) -> None:
         """One token of every sequence, from ``h`` to ``logits``; ``steering`` edits its blocks' outputs."""
@@ -141,7 +153,7 @@ class Decoder:
             )
             if number in steering:
                 h = steering[number](h)
-        self.logits.copy_(F.linear(rms_norm(h, self.norm), self.head))
+        self.logits.copy_(self._head(h, self.norm, self.head))
 
     def floor_bytes(self) -> int:
         """Bytes that a step cannot do without: weights and cache, each once."""

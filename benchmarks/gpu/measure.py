@@ -21,11 +21,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 Call = Callable[[], object]
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--device``: cuda where there is one, else the CPU."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--device`` (cuda where there is one, else the CPU) and ``--compact``."""
     chosen = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), default=chosen, help=f"where to run (here: {chosen})"
+    )
+    parser.add_argument(
+        "--compact",
+        action="store_true",
+        help="full sizes, but only the cases that have a goal, and fewer rounds",
     )
 
 

@@ -1,14 +1,16 @@
 """SteerPursuit on a GPU: orthogonal matching pursuit of a decode batch and of a prompt.
 
     python benchmarks/gpu/pursuit.py             # about four minutes, 12 GB of GPU memory
+    python benchmarks/gpu/pursuit.py --compact   # about a minute
     python benchmarks/gpu/pursuit.py --quick     # runs on the CPU too
 
 Rows of bf16 over a bf16 dictionary with an fp16 Gram matrix, captured in a CUDA graph; each call of a
 replay has another dictionary and Gram matrix, as the steered blocks of a decoder have. Floor: one read of
 the dictionary at the measured copy bandwidth, or the operations of E z at the measured speed of a bf16
 product, whichever takes longer; the chain of k dependent steps is not in it. Baselines: the same in plain
-torch, and orthogonal-matching-pursuit-gpu (v0, Gram given) if it is installed. Both clusters of blocks and
-single blocks a row are also compared bit for bit.
+torch, and orthogonal-matching-pursuit-gpu (v0, Gram given) if it is installed. Every size of the cluster of
+blocks that shares a row is timed beside the one that is chosen (``cluster_1_us`` …), and the chosen one and a
+single block are compared bit for bit.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import measure
@@ -34,6 +37,7 @@ import daco_rt.ops as ops
 
 PEER = "orthogonal-matching-pursuit-gpu v0"
 CLUSTER = "DACO_RT_CUDA_CLUSTER"
+CLUSTERS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Size:
 
 
 FULL = Size(15_000, 4_096, 32, (1, 2, 4, 8, 16, 32, 64, 2_048), 3, 40, 3, 2_048)
+COMPACT = replace(FULL, rows=(1, 16, 64, 2_048), rounds=12)
 QUICK = Size(520, 128, 6, (1, 5), 2, 3, 2, 5)
 
 
@@ -127,6 +132,20 @@ class Problem:
         )
 
 
+@contextmanager
+def cluster_of(size: int) -> Iterator[None]:
+    """Force the number of blocks that share a row."""
+    before = os.environ.get(CLUSTER)
+    os.environ[CLUSTER] = str(size)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[CLUSTER]
+        else:
+            os.environ[CLUSTER] = before
+
+
 def judge(problem: Problem, rows: int) -> Check:
     """Hold the first rows' codes and doses against float64, and a block a row against the rest."""
     result = problem.call(rows, 0)
@@ -138,15 +157,8 @@ def judge(problem: Problem, rows: int) -> Check:
         None, doses[:few], index[:few], value[:few], problem.rows[:few], problem.atoms_host, problem.tables,
         problem.best,
     )  # fmt: skip
-    before = os.environ.get(CLUSTER)
-    os.environ[CLUSTER] = "1"
-    try:
+    with cluster_of(1):
         alone = problem.call(rows, 0)
-    finally:
-        if before is None:
-            del os.environ[CLUSTER]
-        else:
-            os.environ[CLUSTER] = before
     same = all(torch.equal(a, b) for a, b in zip(result, alone, strict=True))
     finite = bool(np.isfinite(out).all())
     return Check(
@@ -176,6 +188,13 @@ def rows_of(problem: Problem, bandwidth: float, speed: float) -> Iterator[Row]:
         peer = problem.peer(rows)
         if peer is not None:
             replays["peer"] = peer
+        # The captured launches keep the size that was asked for while they were captured.
+        for cluster in CLUSTERS if measure.on_gpu(problem.device) else ():
+            try:
+                with cluster_of(cluster):
+                    replays[f"cluster {cluster}"] = problem.replay(rows)
+            except RuntimeError as error:  # a device may have no room for the largest
+                print(f"  T={rows}, a cluster of {cluster}: {error}", file=sys.stderr, flush=True)
         # A prompt's baselines take seconds each.
         times = measure.in_turns(replays, rounds=size.rounds if rows <= 64 else min(size.rounds, 8))
         nbytes = size.atoms * size.dim * 2
@@ -199,6 +218,11 @@ def rows_of(problem: Problem, bandwidth: float, speed: float) -> Iterator[Row]:
             extra={
                 "us": float(np.median(times["ours"])) * 1e6,
                 "torch_ratio": against(times["ours"], times["plain"]) if "plain" in times else 0.0,
+            }
+            | {
+                f"cluster_{cluster}_us": float(np.median(times[f"cluster {cluster}"])) * 1e6
+                for cluster in CLUSTERS
+                if f"cluster {cluster}" in times
             },
         )
         print(f"  T={rows}: {row.extra['us']:.1f} µs", file=sys.stderr, flush=True)
@@ -233,9 +257,9 @@ def targets(rows: list[Row]) -> list[Target]:
 
 
 def main() -> int:
-    options = arguments(__doc__, "gpu_pursuit", measure.add_device)
+    options = arguments(__doc__, "gpu_pursuit", measure.add_options)
     device = torch.device(options.device)
-    size = QUICK if options.quick else FULL
+    size = QUICK if options.quick else COMPACT if options.compact else FULL
     bandwidth = measure.copy_bandwidth(device)
     problem = Problem(size, device)
     speed = product_speed(problem)
@@ -251,7 +275,8 @@ def main() -> int:
         "rotated_dictionaries": size.copies,
     }
     report = Report("gpu_pursuit", options.quick, settings, shown=("us", "torch_ratio"))
-    report.rows.extend(rows_of(problem, bandwidth, speed))
+    for row in rows_of(problem, bandwidth, speed):
+        report.add(row, options.output)
     if not options.quick:
         report.targets = targets(report.rows)
     return report.finish(options.output)

@@ -1,6 +1,7 @@
 """SteerSae on a GPU: TopK and edited latents only, one token, a decode batch, and a prompt.
 
     python benchmarks/gpu/sae.py             # about two minutes, 8 GB of GPU memory
+    python benchmarks/gpu/sae.py --compact   # half of that
     python benchmarks/gpu/sae.py --quick     # runs on the CPU too
 
 Rows of bf16; encoder and decoder in bf16, fp8 and int8. Calls are captured in a CUDA graph, and each call of
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import measure
@@ -47,6 +48,7 @@ class Size:
 
 
 FULL = Size(15_000, 4_096, 32, (1, 2, 4, 8, 16, 64, 2_048), 4, 60, 16)
+COMPACT = replace(FULL, rows=(1, 16, 64, 2_048), rounds=20, judged=4)
 QUICK = Size(300, 64, 8, (1, 5), 2, 3, 5)
 
 
@@ -222,9 +224,9 @@ def targets(rows: list[Row]) -> list[Target]:
 
 
 def main() -> int:
-    options = arguments(__doc__, "gpu_sae", measure.add_device)
+    options = arguments(__doc__, "gpu_sae", measure.add_options)
     device = torch.device(options.device)
-    size = QUICK if options.quick else FULL
+    size = QUICK if options.quick else COMPACT if options.compact else FULL
     bandwidth = measure.copy_bandwidth(device)
     problem = Problem(size, device)
     speed = product_speed(device)
@@ -240,7 +242,8 @@ def main() -> int:
         "rotated_copies": size.copies,
     }
     report = Report("gpu_sae", options.quick, settings, shown=("us",))
-    report.rows.extend(rows_of(problem, bandwidth, speed))
+    for row in rows_of(problem, bandwidth, speed):
+        report.add(row, options.output)
     if not options.quick:
         report.targets = targets(report.rows)
     return report.finish(options.output)

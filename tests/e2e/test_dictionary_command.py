@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,17 @@ def test_the_command_speaks_to_people_and_takes_options(harvested: Path, tmp_pat
     capsys.readouterr()
     assert main(["inspect", str(output), "--nearest", name, "--count", "2"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_flipped_byte_in_the_means_is_found(harvested: Path, tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(harvested / "means", tmp_path / "means")
+    shard = next((tmp_path / "means" / "shards").iterdir())
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    shard.write_bytes(data)
+    assert main(["dictionary", str(tmp_path / "means"), "--output", str(tmp_path / "d")]) == 2
+    assert f"{shard.name} is missing or damaged; delete" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(harvested: Path, tmp_path: Path, capsys: Any) -> None:

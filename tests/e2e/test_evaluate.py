@@ -12,11 +12,14 @@ import yaml
 
 from daco_rt.cli import main
 from daco_rt.errors import ArtifactError, DacoError
+from daco_rt.evaluate.benchmarks import load_benchmark
 from daco_rt.evaluate.config import read_config
 from daco_rt.evaluate.layouts import write_mm_safetybench
-from daco_rt.evaluate.metrics import kl_nats
+from daco_rt.evaluate.metrics import kl_nats, token_nats
 from daco_rt.evaluate.run import Cell, Evaluation
-from daco_rt.evaluate.subject import Ask, BundleSubject
+from daco_rt.evaluate.subject import Ask, BundleSubject, Subject
+from daco_rt.evaluate.torch_subject import TorchSubject
+from daco_rt.runtime import GenerateRequest
 
 CONFIG = {
     "version": 1,
@@ -108,6 +111,32 @@ def test_divergence_is_zero_where_nothing_changes_and_that_of_the_logits_elsewhe
     p, q = (next(subject.logits([Ask(sample.prompt)], [ids], policy=policy)) for policy in ("off", "add@0.5"))
     assert np.allclose(by_variant["add@0.5"][sample.id], kl_nats(p, q), rtol=1e-3, atol=1e-6)
     assert by_variant["add@0.5"][sample.id][0] > 1e-3
+
+
+@pytest.mark.parametrize("engine", ["bundle", "torch"])
+def test_scores_are_those_of_the_logits_whatever_the_pieces(engine, pocket_bundle, pocket, monkeypatch):
+    subject: Subject
+    if engine == "bundle":
+        subject = BundleSubject(pocket_bundle, threads=1, batch_size=3)
+    else:
+        subject = TorchSubject("internvl", pocket.path, pack=pocket_bundle / "pack", batch_size=3)
+    prompts = ["What is a dagger?", "Bread.", "How far is the station from the river?", "Rain"]
+    texts = [" It is a weapon", " No", " It is two miles, all of them uphill", " fell"]
+    answers = [subject.processor.raw_ids(text) for text in texts]
+    asks = [Ask(prompt, raw=True) for prompt in prompts]
+    found = {}
+    for policy in ("off", "default"):
+        logits = list(subject.logits(asks, answers, policy=policy))
+        requests = [GenerateRequest(prompt, policy=policy, raw=True) for prompt in prompts]
+        monkeypatch.setattr("daco_rt.evaluate.subject.PIECE", 3 * len(subject.processor.tokenizer) * 2)
+        for rows, ids, score in zip(logits, answers, subject.score(requests, answers), strict=True):
+            assert score.nats == pytest.approx(token_nats(rows, ids), rel=1e-4, abs=1e-4)
+            assert score.greedy.tolist() == (rows.argmax(-1) == ids).tolist()
+            assert np.allclose(score.last, rows[-1], atol=1e-4)
+        found[policy] = np.concatenate([token_nats(r, ids) for r, ids in zip(logits, answers, strict=True)])
+    assert not np.allclose(found["off"], found["default"], atol=1e-3)
+    with pytest.raises(DacoError, match="without tokens"):
+        next(subject.score([GenerateRequest("Bread.", raw=True)], [[]]))
 
 
 def test_a_second_run_generates_nothing_and_an_interrupted_one_goes_on(finished, tmp_path, monkeypatch):
@@ -216,7 +245,7 @@ def test_the_report_holds_the_numbers_and_loads_nothing(finished):
     notes = (finished.output / "report.md").read_text()
     record = json.loads((finished.output / "report.json").read_text())
     assert page.count("<svg") == 4 and "<script" not in page
-    assert not re.search(r'(?:src|href)="(?!#)', page.replace('xlink:href="#', ""))
+    assert not re.search(r'(?:src|href)="(?!#|data:)', page.replace('xlink:href="#', ""))
     assert len(record["numbers"]) == 18
     for cell in finished.cells:
         assert f"| {cell.variant} |" in notes
@@ -250,6 +279,7 @@ def test_a_prompt_that_does_not_fit_is_an_answer_that_nobody_judged_safe(finishe
         ({"version": 2}, "version must be 1"),
         ({"bencmarks": {}}, "did you mean 'benchmarks'"),
         ({"engine": "bundel"}, "did you mean 'bundle'"),
+        ({"model": CONFIG["model"] | {"device": "cuda"}}, "device is for engine: torch"),
         ({"seeds": [0, 1]}, "several seeds give the same greedy answers"),
         ({"methods": {"a": {"kind": "omp"}}}, "needs strengths"),
         ({"methods": {"a": {"kind": "none", "strengths": [1]}}}, "takes no strengths"),
@@ -273,6 +303,18 @@ def test_the_example_configuration_is_right():
     config = read_config(Path(__file__).parents[2] / "configs" / "evaluate.yaml", part="dev")
     assert list(config.methods)[:2] == ["none", "system_prompt"] and config.part == "dev"
     assert config.benchmarks["strongreject"].path.name == "harm-prompts" and config.divergence == ("benign",)
+
+
+def test_the_configuration_for_smol_splits_no_concept():
+    config = read_config(Path(__file__).parents[2] / "configs" / "evaluate-smol.yaml")
+    assert {m.kind for m in config.methods.values()} >= {"omp", "elastic_net", "conditional", "sae", "random"}
+    assert all(len(m.strengths) == 5 for m in config.methods.values() if m.strengths)
+    for name, data in config.benchmarks.items():
+        if data.path is None:
+            whole = load_benchmark(data.kind, **data.options)
+            dev, test = (whole.part(part, dev=config.dev, limit=data.limit) for part in ("dev", "test"))
+            assert len(test.samples) >= 150, name
+            assert not {s.group or s.id for s in dev.samples} & {s.group or s.id for s in test.samples}
 
 
 def test_methods_that_need_a_dictionary_say_so(tmp_path):

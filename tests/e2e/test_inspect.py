@@ -11,8 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from daco_rt.evaluate.benchmarks import load_benchmark
-from daco_rt.evaluate.layouts import write_mm_safetybench, write_strongreject
+from daco_rt.evaluate.benchmarks import READERS, load_benchmark
+from daco_rt.evaluate.layouts import (
+    write_harmbench,
+    write_jailbreakv,
+    write_mm_safetybench,
+    write_strongreject,
+)
+from daco_rt.evaluate.subject import BundleSubject
 from daco_rt.runtime import GenerateRequest, Generator
 
 inspect_ai = pytest.importorskip("inspect_ai")
@@ -84,6 +90,54 @@ def test_harmless_questions_without_steering(pocket_bundle, tmp_path):
     assert {s.name for s in log.results.scores} == {"unsafe", "safe", "unjudged", "refused"}
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, mm) -> dict[str, Path | None]:
+    """Benchmark → where its data lie."""
+    folder = tmp_path_factory.mktemp("sets")
+    jailbreakv = write_jailbreakv(folder / "jbv")
+    return {
+        "benign": None,
+        "harmbench": write_harmbench(folder / "harmbench_behaviors_text_test.csv"),
+        "jailbreakv": jailbreakv,
+        "mm_safetybench": mm,
+        "redteam_2k": jailbreakv,
+        "strongreject": write_strongreject(folder / "strongreject_dataset.csv"),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(READERS))
+def test_every_benchmark_is_a_task_that_goes_on_after_an_interrupt(
+    name, places, pocket_bundle, tmp_path, monkeypatch
+):
+    asked = []
+    original = BundleSubject._answer
+
+    def stops(self, requests):
+        if len(asked) >= 2:
+            raise RuntimeError("the machine was switched off")
+        asked.extend(requests)
+        return original(self, requests)
+
+    arguments = {"questions": 4, "max_tokens": 2, "judges": "refusal", "part": "all"}
+    if places[name] is not None:
+        arguments["path"] = str(places[name])
+    task = getattr(inspect_plugin, name)(**arguments)
+    monkeypatch.setattr(BundleSubject, "_answer", stops)
+    options = {"policy": "off", "threads": 1, "batch_size": 1}
+    log = run(task, f"daco/{pocket_bundle}", tmp_path, **options)
+    assert log.status == "error" and len(asked) == 2
+
+    again = []
+    monkeypatch.setattr(BundleSubject, "_answer", lambda self, r: again.extend(r) or original(self, r))
+    (log,) = inspect_ai.eval_retry(log, log_dir=str(tmp_path / "logs"), display="none")
+    assert log.status == "success" and len(log.samples) == 4
+    assert len(again) == 2 and not {str(r.prompt) for r in asked} & {str(r.prompt) for r in again}
+    told = log.eval.metadata["dataset"]
+    read = load_benchmark(name, places[name], **({"table": "mini"} if name == "jailbreakv" else {}))
+    assert told == read.card.to_json()
+    assert told["version"] and told["licence"] and len(told["sha256"]) == 64
+
+
 def test_wrong_names_are_refused_before_anything_runs(pocket_bundle):
     from inspect_ai.model import get_model
 
@@ -103,5 +157,5 @@ def test_the_declared_entry_point_is_the_plug_in():
     tomllib = pytest.importorskip("tomllib")
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["inspect_ai"]
     module = importlib.import_module(declared["daco_rt"])
-    names = {"mm_safetybench", "jailbreakv", "strongreject", "harmbench", "benign", "daco"}
+    names = {*READERS, "daco"}
     assert names <= set(vars(module))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,22 @@ def test_texts_to_saes_to_labels(folder: Path, capsys: Any):
     found = done(folder, capsys, "annotate", "jump", *concepts, "--eta", "0.1", "--output", "labelled")
     assert found["written"]["undesirable"] > 0
     assert load_sae(folder / "labelled").annotation
+    # A built-in dictionary may be named, and the rule decides what is counted.
+    by_name = ["annotate", "saes/block-003", "--dictionary", "pocket-internvl", "--eta", "0.0,0.2"]
+    assert done(folder, capsys, *by_name)["counts"] == counts
+    assert done(folder, capsys, *by_name, "--rule", "nearest")["counts"] != counts
+
+
+def test_a_flipped_byte_in_a_store_is_found_before_training(folder: Path, capsys: Any):
+    shutil.copytree(folder / "store", folder / "flipped")
+    shard = folder / "flipped" / "block-003" / "00001.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    shard.write_bytes(data)
+    concepts = ["--dictionary", "pocket-internvl"]
+    status, _, error = run(folder, capsys, "sae", "--store", "flipped", "--output", "x", *concepts, *QUICK)
+    assert status == 2 and "00001.safetensors is missing or damaged" in error
+    assert not (folder / "x").exists()
 
 
 def test_resume_returns_the_finished_ones(folder: Path, capsys: Any):
@@ -151,6 +169,14 @@ def test_sweep_by_a_command(folder: Path, capsys: Any):
             ["annotate", "saes/block-003", "--dictionary", "DICTIONARY", "--eta", "0.1", "--score", "true"],
             "got 'nothing'",
         ),
+        (
+            ["annotate", "saes/block-003", "--dictionary", "DICTIONARY", "--eta", "0.1", "--score", "./none"],
+            "--score: './none' cannot be run (No such file or directory)",
+        ),
+        (
+            ["annotate", "saes/block-003", "--dictionary", "DICTIONARY", "--eta", "0.1,1.5"],
+            "eta is a cosine and must be from -1 to 1, got 1.5",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(folder: Path, capsys: Any, arguments: list[str], message: str):
@@ -166,6 +192,8 @@ def test_bad_input_is_one_sentence(folder: Path, capsys: Any, arguments: list[st
         ("empty.txt", b"\n \n", "holds no text"),
         ("latin.txt", b"\xff\xfe", "is not UTF-8"),
         ("bad.jsonl", b'{"text": "a"}\n{"no": 1}\n', "line 2: expected"),
+        ("bad.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"no": 1}\n'), "line 2: expected"),
+        ("cut.txt.gz", gzip.compress(b"a text that was cut short")[:-9], "cannot be read as texts"),
     ],
 )
 def test_bad_texts_are_named(folder: Path, capsys: Any, name: str, content: bytes, message: str):

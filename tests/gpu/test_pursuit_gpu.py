@@ -204,31 +204,101 @@ def test_broken_rows_are_copied_or_marked():
     )
 
 
+TABLES = ("gain", "boost", "undesirable", "shift", "limits")
+
+
 @pytest.mark.parametrize("rows", [2, 300])
-@pytest.mark.parametrize("gram", ["fp16", "none"])
-def test_a_graph_follows_what_is_refilled(rows: int, gram: str, gpu: str):
+@pytest.mark.parametrize("coder", ["omp fp16", "omp none", "elastic_net fp16"])
+def test_a_graph_follows_what_is_refilled(rows: int, coder: str, gpu: str):
     from daco_rt import ops
 
+    coder, gram = coder.split()
     case = coherent(rows, m=1000, d=256)
     operands = {name: tensor(x) for name, x in case.items()}
     given = gram_of(case, torch.float16) if gram == "fp16" else None
 
     def call() -> Any:
-        return ops.steer_pursuit(**operands, gram=given, k=8, k_out=8)
+        return ops.steer_pursuit(**operands, gram=given, coder=coder, k=8, k_out=8)
 
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = call()
-    for slot, seed in ((2, 5), (3, 6), (0, 7)):
+    before = None
+    for slot, seed in ((2, 5), (3, 6), (4, 6), (0, 7)):
+        fresh = coherent(rows, m=1000, d=256, seed=seed)
         operands["slots"].fill_(slot)
-        operands["z"].copy_(tensor(coherent(rows, m=1000, d=256, seed=seed)["z"]))
+        # Policies are changed under the graph as a host changes them: in place, none of them moved.
+        for name in ("z", *TABLES):
+            operands[name].copy_(tensor(fresh[name]))
+        for x in captured:
+            x.fill_(-7)
         graph.replay()
         torch.cuda.synchronize()
         assert same_bits(captured, call())
         if slot == 0:
             assert torch.equal(captured[0], operands["z"])
+        elif before is not None:
+            assert not torch.equal(captured[0], before)
+        before = captured[0].clone()
+
+
+@pytest.mark.parametrize("coder", ["omp fp16", "omp none", "elastic_net fp16"])
+def test_two_streams_at_once(coder: str, gpu: str):
+    from daco_rt import ops
+
+    coder, gram = coder.split()
+    cases = [coherent(40, m=1000, d=256, seed=seed) for seed in (3, 4)]
+    grams = [gram_of(case, torch.float16) if gram == "fp16" else None for case in cases]
+    held = [{name: tensor(x) for name, x in case.items()} for case in cases]
+
+    def call(i: int) -> Any:
+        return ops.steer_pursuit(**held[i], gram=grams[i], coder=coder, k=16, k_out=16)
+
+    alone = [call(i) for i in range(2)]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in held]
+    found: list[list[Any]] = [[], []]
+    for _ in range(10):
+        for i, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                found[i].append(call(i))
+    torch.cuda.synchronize()
+    for i, outs in enumerate(found):
+        assert all(same_bits(out, alone[i]) for out in outs)
+
+
+def test_a_gram_matrix_beyond_31_bits(gpu: str):
+    """The atoms that are chosen lie where their rows of the Gram matrix begin past 2^31 entries."""
+    from daco_rt import ops
+
+    m, d = 50_000, 64
+    if torch.cuda.mem_get_info()[0] < 8 << 30:
+        pytest.skip("needs 8 GB of free GPU memory")
+    atoms = torch.zeros(m, d, device=gpu)
+    atoms[:, d - 1] = 0.5
+    atoms[-1, 3], atoms[-2, 5], atoms[7, 9] = 4.0, 3.0, 2.0
+    gram = ops.build_gram(atoms, atoms, torch.float16)
+    assert gram[-1, -1].item() == 16.25 and gram[-1, -2].item() == 0.25 and gram[-2, 0].item() == 0.25
+    z = torch.zeros(2, d, device=gpu)
+    z[:, 3], z[:, 5] = 8.0, 3.0
+    tables = {
+        "gain": torch.ones(3, m, device=gpu),
+        "undesirable": torch.zeros(3, m, dtype=torch.bool, device=gpu),
+        "shift": torch.zeros(3, d, device=gpu),
+        "limits": torch.zeros(3, 4, device=gpu),
+    }
+    tables["gain"][2, -1] = 0
+    out = ops.steer_pursuit(
+        z, torch.full((2,), 2, dtype=torch.int32, device=gpu), atoms, torch.zeros(m, device=gpu), atoms,
+        gram=gram, k=2, k_out=2, **tables,
+    )  # fmt: skip
+    assert [sorted(row) for row in out.support_index.tolist()] == [[m - 2, m - 1]] * 2
+    chosen = atoms[[m - 1, m - 2]].double().cpu().numpy()
+    codes = np.linalg.lstsq(chosen.T, z[0].double().cpu().numpy(), rcond=None)[0]
+    want = z[0].double().cpu().numpy() - codes[0] * chosen[0]
+    assert np.abs(array(out.z) - want).max() <= 1e-4
 
 
 @pytest.mark.parametrize("weight", ["fp32", "bf16"])

@@ -223,6 +223,56 @@ def test_offsets_beyond_31_bits(gpu):
         assert out.z[:, 5:8].float().tolist() == [[0, 2, 1], [0, 2, 1]]
 
 
+def test_rows_beyond_31_bits(gpu):
+    """Rows of z begin past 2^31 elements; a window of rows ends far before."""
+    rows, d, m = 530_000, 4_096, 64
+    if torch.cuda.mem_get_info()[0] < 16 << 30:
+        pytest.skip("needs 16 GB of free GPU memory")
+    weights = torch.zeros(m, d, dtype=torch.bfloat16, device=gpu)
+    weights[torch.arange(m), torch.arange(m) * 3] = 1.0
+    z = torch.zeros(rows, d, dtype=torch.bfloat16, device=gpu)
+    last = torch.arange(rows - 3, rows, device=gpu)
+    z[last, 3], z[last, 6], z[last, 9] = 3.0, 2.0, 1.0
+    gain = torch.ones(3, m, device=gpu)
+    gain[2, 1] = 0
+    tables = {
+        "gain": gain,
+        "undesirable": gain < 1,
+        "shift": torch.zeros(3, d, device=gpu),
+        "limits": torch.zeros(3, 4, device=gpu),
+    }
+    slots = torch.zeros(rows, dtype=torch.int32, device=gpu)
+    slots[last] = 2
+    for coder in ("topk", "relu"):
+        out = ops.steer_sae(
+            z, slots, weights, torch.zeros(m, device=gpu), weights, coder=coder, k=2, k_out=2, **tables
+        )
+        assert out.support_index[last].tolist() == [[1, 2] if coder == "topk" else [1, -1]] * 3
+        assert out.z[last, :12].float().tolist() == [[0, 0, 0, 0, 0, 0, 2, 0, 0, 1, 0, 0]] * 3
+        assert not out.z[:-3].any() and (out.support_index[:-3] == -1).all()
+
+
+@pytest.mark.parametrize("weight", [*ACTIVATIONS, "int8", "fp8"])
+@pytest.mark.parametrize("coder", ["relu", "jumprelu"])
+def test_edited_latents_only_equal_the_full_evaluation(device, coder, weight):
+    """Reporting every latent to policy 1 makes all of them be computed, and changes no edit by a bit."""
+    if weight == "fp8" and device == "cpu":
+        pytest.skip("the CPU has no fp8 kernels")
+    case = sae_case(weight, "bf16", rows=(20,), d=200, m=1000)
+    case["gain"][3], case["boost"][3] = 1, 0
+    for table in ("gain", "undesirable"):
+        case[table][2:, 50:] = 1 if table == "gain" else 0
+    case["undesirable"][1] = False
+    case["slots"][:] = np.resize([2, 3, 4], 20)
+    edited = ops.steer_sae(**on(device, case), coder=coder, k_out=8)
+    everything = case["undesirable"].copy()
+    everything[1] = True
+    full = ops.steer_sae(**on(device, {**case, "undesirable": everything}), coder=coder, k_out=8)
+    assert torch.equal(edited.z, full.z) and torch.equal(edited.doses, full.doses)
+    # The one did compute less: latents that nobody edits are in the other's support alone.
+    assert edited.support_index.max() < 50 <= full.support_index.max()
+
+
 @pytest.mark.parametrize("phi", ["identity", "relu", "clamp"])
 @pytest.mark.parametrize("weight", ACTIVATIONS)
 @pytest.mark.parametrize(("d", "rank"), [(48, 1), (1000, 7), (33, 130)])
@@ -252,14 +302,47 @@ def test_affine_equals_reference(device, phi, weight, d, rank):
     np.testing.assert_allclose(array(got.doses), want.doses, rtol=1e-4, atol=1e-5)
 
 
-def test_opcheck_and_compile(device):
+SAE_NAMES = (
+    "z",
+    "slots",
+    "enc",
+    "enc_bias",
+    "dec",
+    "threshold",
+    "gain",
+    "boost",
+    "undesirable",
+    "shift",
+    "limits",
+)
+
+
+def test_opcheck(device):
+    """Schema, shapes for tracing and dispatch of all four operators."""
+    daco, empty = torch.ops.daco, torch.empty(0, device=device)
     held = on(device, sae_case("bf16", "bf16", rows=(5,)))
-    empty = torch.empty(0, device=device)
-    names = ("z", "slots", "enc", "enc_bias", "dec", "threshold", "gain", "boost", "undesirable", "shift",
-             "limits")  # fmt: skip
-    operands = (*(held[name] for name in names), empty)
-    options = {"coder": "topk", "k": 8, "k_out": 2}
-    torch.library.opcheck(torch.ops.daco.steer_sae.default, operands, options)
+    operands = (*(held[name] for name in SAE_NAMES), empty)
+    torch.library.opcheck(daco.steer_sae.default, operands, {"coder": "topk", "k": 8, "k_out": 2})
+    held = on(device, steer_case("pursuit", activation="bf16", weight="bf16", rows=(5,)))
+    gram = ops.build_gram(held["analysis"], held["atoms"], torch.float16)
+    operands = (
+        held["z"], held["slots"], held["analysis"], held["bias"], gram, held["atoms"],
+        *(held[name] for name in SAE_NAMES[6:]), empty,
+    )  # fmt: skip
+    options = {"coder": "omp", "k": 8, "sign": "positive", "tol": 0.0, "tau": 0.95, "alpha": 0.05, "k_out": 2}
+    torch.library.opcheck(daco.steer_pursuit.default, operands, options)
+    torch.library.opcheck(
+        daco.build_gram.default, (held["analysis"], held["atoms"], empty), {"dtype": torch.float16}
+    )
+    a, b = torch.randn(5, 3, 48, device=device), torch.randn(5, 48, 3, device=device)
+    operands = (
+        held["z"], held["slots"], a, torch.randn(5, 3, device=device), b, held["shift"], held["limits"]
+    )  # fmt: skip
+    torch.library.opcheck(daco.steer_affine.default, operands, {"phi": "relu", "low": -1.0, "high": 1.0})
+
+
+def test_compile(device):
+    held = on(device, sae_case("bf16", "bf16", rows=(5,)))
     compiled = torch.compile(
         lambda **x: ops.steer_sae(**x, k=8, k_out=2).z * 2, fullgraph=True, backend="eager"
     )

@@ -160,6 +160,29 @@ def test_sae(isa, coder):
     assert compared > 20
 
 
+@pytest.mark.parametrize("coder", ["relu", "jumprelu"])
+def test_watched_latents_alone_give_the_full_evaluation(isa, coder):
+    """Reporting every latent to policy 1 has all of them computed, which must not change an edit by a bit."""
+    compared = 0
+    for _, problem, _ in draw(f"full {coder}"):
+        everything = problem.policy["undesirable"].copy()
+        everything[1] = True
+        out, full = (
+            kernels.steer_sae(
+                problem.z, problem.slots, problem.stored[0], problem.bias, problem.stored[1],
+                threshold=problem.threshold if coder == "jumprelu" else None, scales=problem.scales,
+                **{**problem.policy, "undesirable": undesirable}, coder=coder, isa=isa,
+            )
+            for undesirable in (problem.policy["undesirable"], everything)
+        )  # fmt: skip
+        assert same_bits(out.z, full.z)
+        edited = problem.slots != 1  # policy 1 itself now removes more
+        assert same_bits(out.doses[edited], full.doses[edited])
+        watched = reference.watched_latents(*(problem.policy[n] for n in ("gain", "boost", "undesirable")))
+        compared += len(problem.coded) if not watched.all() else 0
+    assert compared > 20
+
+
 def greedy_match(problem, t, got, paths, gram, sign):
     """Return the exact codes of a greedy path that ``got`` agrees with, plain float32's, and the slack."""
     refused = []

@@ -38,12 +38,13 @@ CASES = {
         "export, converting fp32 to fp16",
     },
     "retrieval": {"nearest pairs"},
+    "evaluate_rate": {"answers, policy off", "answers, policy default"},
 }
 NAMES = tuple(CASES)
 
 REPORT = {
-    "format": str, "version": int, "benchmark": str, "quick": bool, "commit": str, "date": str,
-    "machine": dict, "versions": dict, "settings": dict, "rows": list, "targets": list,
+    "format": str, "version": int, "benchmark": str, "quick": bool, "finished": bool, "commit": str,
+    "date": str, "machine": dict, "versions": dict, "settings": dict, "rows": list, "targets": list,
 }  # fmt: skip
 MACHINE = {"cpu": str, "cores": int, "flags": list, "last_level_cache_bytes": int, "memory_bytes": int,
            "system": str, "busy_before": float, "busy_after": float}  # fmt: skip
@@ -109,7 +110,7 @@ def test_quick_run_writes_a_report(name: str, tmp_path: Path, native: None):
     matches(report, REPORT)
     matches(report["machine"], MACHINE)
     assert (report["format"], report["benchmark"], report["quick"]) == ("daco_rt.benchmark", name, True)
-    assert report["settings"]["threads"]
+    assert report["settings"]["threads"] and report["finished"]
     assert {"python", "daco-rt", "numpy", "native_commit", "isa"} <= set(report["versions"])
     assert str(ROOT) not in text and str(tmp_path) not in text and str(Path.home()) not in text
 

@@ -16,6 +16,7 @@ from daco_rt.concepts import (
     save_table,
     select_concepts,
     shipped_table,
+    subset_concepts,
 )
 from daco_rt.concepts.rules import LabelRules
 from daco_rt.concepts.table import SHIPPED
@@ -266,3 +267,7 @@ def test_command_writes_a_table(folder, tmp_path, capsys):
     assert main([*again, "--rules", str(tmp_path / "rules.yaml")]) == 0
     assert (tmp_path / "again.jsonl").read_bytes() == output.read_bytes()
     assert main([*again, "--wordnet", str(folder), "--force"]) == 2
+    assert main([*again, "--rank", "depth", "--force"]) == 2
+    assert "leave them out with --table" in capsys.readouterr().err
+    assert main([*again, "--rules", str(tmp_path / "rules.yaml"), "--size", "2", "--force"]) == 0
+    assert load_table(tmp_path / "again.jsonl") == subset_concepts(load_table(output), 2)

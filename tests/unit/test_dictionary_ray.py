@@ -6,8 +6,10 @@ Ray is no part of the test environment: `make test-ray` installs it into a folde
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +37,15 @@ folder = Path(sys.argv[1])
 """
 
 
-def on_ray(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def environment() -> dict[str, str]:
     paths = [str(Path(__file__).parent), str(WHEELS)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def on_ray(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", HEAD + code, str(folder)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0"},
-        capture_output=True, text=True, timeout=300,
+        env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
@@ -79,19 +84,53 @@ print(len(means.missing), means.stimuli)
 
 @needs_ray
 @pytest.mark.slow
+def test_killed_workers_and_a_killed_harvest_change_nothing(tmp_path: Path):
+    run(tmp_path / "one", CONCEPTS)
+    (tmp_path / "deaths").mkdir()
+    code = f"""
+load = partial(tiny_harvest.loaded_dying, {str(tmp_path / "deaths")!r}, 3)
+harvest_on_ray(load, tiny_harvest.plan(folder, {CONCEPTS}), workers=2, progress=False)
+"""
+    many = tmp_path / "many"
+    # The whole harvest, driver and workers, is killed once its first shard is there.
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEAD + code, str(many)], env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not list(many.glob("means/commits/*.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = on_ray(code, many)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "deaths").iterdir())) == 3
+    one, found = open_means(tmp_path / "one" / "means"), open_means(many / "means", verify=True)
+    for block in one.blocks:
+        mean = one.mean(block)
+        assert np.abs(found.mean(block) - mean).max() <= 1e-6 * np.abs(mean).max()
+    assert tree(many) == tree(tmp_path / "one")
+
+
+@needs_ray
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_one_sentence(tmp_path: Path):
     run(tmp_path, CONCEPTS)
     done = on_ray(
         f"""
-try:
-    harvest_on_ray(tiny_harvest.loaded, tiny_harvest.plan(folder, {CONCEPTS - 1}), progress=False)
-except DacoError as error:
-    print(error)
+for load, concepts in ((tiny_harvest.loaded, {CONCEPTS - 1}), (tiny_harvest.killed, {CONCEPTS})):
+    try:
+        harvest_on_ray(load, tiny_harvest.plan(folder, concepts), progress=False)
+    except DacoError as error:
+        print(error)
 """,
         tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert "begun with another concepts" in done.stdout and "Traceback" not in done.stdout
+    first, second = done.stdout.strip().splitlines()
+    assert "begun with another concepts" in first and "the workers on Ray failed (" in second
+    assert "Traceback" not in done.stdout
 
 
 @pytest.mark.skipif(

@@ -149,7 +149,8 @@ def test_strongreject_and_harmbench(tmp_path):
 def test_the_benign_set_is_large_enough_and_mixed():
     found = load_benchmark("benign")
     kinds = [s.form for s in found.samples]
-    assert len(found.samples) >= 60 and kinds.count("look-alike") >= 25 and kinds.count("everyday") >= 30
+    assert kinds.count("everyday") >= 150 and kinds.count("look-alike") >= 100
+    assert len(found.samples) == kinds.count("everyday") + kinds.count("look-alike")
     assert not any(s.harmful for s in found.samples)
     assert len({s.prompt for s in found.samples}) == len(found.samples)
 
@@ -191,6 +192,8 @@ def test_limits_spread_over_categories(mm):
     [
         (("mm_safety",), {}, "did you mean 'mm_safetybench'"),
         (("benign", "x"), {}, "leave its path out"),
+        (("concepts", "x"), {}, "concepts comes with the package"),
+        (("concepts",), {"forms": ["name"]}, "did you mean 'named'"),
         (("strongreject",), {}, "needs the path"),
         (("benign",), {"kind": ["everyday"]}, "did you mean 'kinds'"),
         (("benign",), {"kinds": ["other"]}, "kind 'other' is unknown"),
@@ -204,7 +207,8 @@ def test_what_is_unknown_is_refused_with_the_nearest_name(arguments, options, sa
 
 def test_every_reader_can_be_found():
     assert set(READERS) == {
-        "benign", "harmbench", "jailbreakv", "mm_safetybench", "redteam_2k", "strongreject"
+        "benign", "concepts", "harmbench", "jailbreakv", "mm_safetybench", "redteam_2k", "scenes",
+        "strongreject",
     }  # fmt: skip
 
 

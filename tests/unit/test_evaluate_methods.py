@@ -10,8 +10,10 @@ import pytest
 from daco_rt.artifacts import load_dictionary, load_pack, save_sae
 from daco_rt.dictionary import dictionary_for
 from daco_rt.errors import ArtifactError, DacoError
-from daco_rt.evaluate.methods import Method, build_method, firing_share, matched_deadband
+from daco_rt.evaluate.controls import watch
+from daco_rt.evaluate.methods import Method, build_method
 from daco_rt.evaluate.rows import RowFile
+from daco_rt.ops.reference import edit_row
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +134,93 @@ def test_the_random_control_matches_firing_and_leaves_undesirable_atoms_alone(di
         build_method(method, dictionary, tmp_path)
 
 
-def test_the_matched_deadband_gives_the_share_or_says_that_it_cannot():
+def test_watched_atoms_fire_and_dose_as_the_reference_edits(dictionary):
+    """Doses from codes are lengths of the edits that the operator's definition makes."""
+    rng = np.random.default_rng(3)
+    atoms = rng.normal(size=(12, 8)) * rng.uniform(0.5, 2.0, (12, 1))
+    code = np.where(rng.random((40, 12)) < 0.3, rng.exponential(1.0, (40, 12)), 0.0)
+    order = np.argsort(-code * np.linalg.norm(atoms, axis=1), axis=1)[:, :6]
+    index = np.where(np.take_along_axis(code, order, 1) > 0, order, -1).astype(np.int32)
+    value = np.take_along_axis(code, order, 1).astype(np.float32)
+    kept = np.zeros_like(code)
+    np.put_along_axis(kept, order, value.astype(np.float64), 1)
+    chosen, norm, deadband, gain = [1, 4, 5, 9], 2.0, 0.4, -1.0
+    found = watch({7: (index, value)}, {7: atoms}, {7: norm}, {7: chosen})
+    gains = np.where(np.isin(np.arange(12), chosen), gain, 1.0)
+    limits = np.array([deadband * norm, 0, 0, 0])
+    rows = rng.normal(size=(40, 8))
+    edits = np.array([
+        edit_row(z, c, atoms, gains, np.zeros(12), np.zeros(8), limits) - z
+        for z, c in zip(rows, kept, strict=True)
+    ])  # fmt: skip
+    assert found.dose(deadband, gain=gain) == pytest.approx(
+        np.linalg.norm(edits, axis=1).mean() / norm, rel=1e-6
+    )
+    assert found.firing(deadband) == (np.abs(edits).max(axis=1) > 0).mean() > 0.1
+
+
+def test_a_matched_deadband_gives_the_share_or_the_dose_or_says_that_it_cannot():
     codes = {
         1: (np.array([[0], [1], [1], [2]], np.int32), np.array([[9.0], [4.0], [2.0], [5.0]], np.float32))
     }
-    norms = {1: 2.0}
-    assert firing_share(codes, norms, [0], 1.0) == 0.25
+    one = watch(codes, {1: np.eye(3)}, {1: 2.0}, {1: [1]})
+    assert watch(codes, {1: np.eye(3)}, {1: 2.0}, {1: [0]}).firing(1.0) == 0.25
     for share in (0.0, 0.25, 0.5):
-        assert firing_share(codes, norms, [1], matched_deadband(codes, norms, [1], share)) == share
+        assert one.firing(one.deadband_of_firing(share)) == share
     # Atom 1 is active on half of the rows only.
-    assert firing_share(codes, norms, [1], matched_deadband(codes, norms, [1], 0.75)) == 0.5
+    assert one.firing(one.deadband_of_firing(0.75)) == 0.5
+    assert one.dose(one.deadband_of_dose(0.5, gain=0.0), gain=0.0) == 0.5
+    assert one.deadband_of_dose(0.75, gain=0.0) < 1.0 and one.deadband_of_dose(0.8, gain=0.0) == 0.0
+
+
+@pytest.mark.parametrize("match", ["dose", "both"])
+@pytest.mark.parametrize("kind", ["omp", "sae"])
+def test_a_control_takes_as_much_as_what_it_controls(dictionary, tmp_path, match, kind):
+    block = dictionary.blocks[1]
+    save_sae(
+        tmp_path / "sae", model=dictionary.model, block=block, coder="topk", k=5,
+        weights={
+            "W_enc": np.asarray(dictionary.atoms(block), np.float32).T.copy(),
+            "W_dec": 0.5 * np.asarray(dictionary.atoms(block), np.float32),
+            "b_enc": np.zeros(dictionary.size, np.float32), "b_dec": np.zeros(dictionary.dim, np.float32),
+        },
+    )  # fmt: skip
+    options = {
+        "omp": {"k": 5, "blocks": [block], "gain": 0.0},
+        "sae": {"saes": {block: str(tmp_path / "sae")}, "eta": 0.2, "deadband": 0.1, "sweep": "gain"},
+    }[kind]
+    of = Method("ours", kind, (-1.0, 0.5) if kind == "sae" else (0.2, 0.4), options)
+    control = Method("c", "random", of.strengths, {"match": match, "seeds": [0, 3]}, controls=of)
+    rng = np.random.default_rng(0)
+
+    def observe(pack):
+        loaded = load_pack(pack)
+        assert loaded.k_out == 5 and (loaded.operands(block)["gain"][2] == 0).any()
+        index = np.stack([rng.choice(dictionary.size, 5, replace=False) for _ in range(500)])
+        strength = rng.exponential(0.4 * dictionary.median_norm[block], (500, 5)).astype(np.float32)
+        return {block: (index.astype(np.int32), strength)}
+
+    built = build_method(control, dictionary, tmp_path, observe=observe)
+    assert list(built.policies) == [f"c@{s:g}-d{d}" for s in of.strengths for d in (0, 3)]
+    for name in built.policies:
+        row = built.notes[name]
+        assert row["dose of undesirable atoms"] > 0.01
+        assert row["dose of random atoms"] == pytest.approx(row["dose of undesirable atoms"], rel=1e-9)
+        same = abs(row["firing share of random atoms"] - row["firing share of undesirable atoms"]) < 0.01
+        assert same or match == "dose"
+    pack = load_pack(built.pack)
+    gains = {p.name: pack.operands(block)["gain"][p.slot] for p in pack.policies}
+    edited = {name: set(np.flatnonzero(row != 1)) for name, row in gains.items()}
+    first, second = (f"c@{of.strengths[0]:g}-d{draw}" for draw in (0, 3))
+    assert edited[first] != edited[second] and len(edited[first]) == len(edited[second])
+    assert edited[first] == edited[f"c@{of.strengths[1]:g}-d0"]
+    if kind == "omp":
+        assert edited[first] <= set(labelled(dictionary, "neutral"))
+
+
+def test_methods_of_named_policies_have_a_variant_each():
+    there = Method("b", "pack", (), {"path": "x", "policies": ["mild", "strong"]})
+    assert list(there.labels) == ["b@mild", "b@strong"]
 
 
 def test_methods_without_a_pack(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 from daco_rt.errors import DacoError
 from daco_rt.evaluate.judges import Verdict
 from daco_rt.evaluate.metrics import bootstrap, clustered_share, mcnemar, paired_p, permutation_test, wilson
+from daco_rt.evaluate.rates import by_question, judge_numbers, mean_of
 from daco_rt.evaluate.samples import Sample
-from daco_rt.evaluate.summary import by_question, judge_numbers, mean_of
 
 BETTER = {"mention": "lower", "recall": "higher", "never": "higher"}
 

@@ -57,7 +57,9 @@ def test_quick_run_on_the_cpu_writes_a_report(name: str, tmp_path: Path):
         f"gpu_{name}",
         True,
     )
-    assert report["commit"] and report["machine"]["cpu"] and report["versions"]["torch"]
+    assert (
+        report["finished"] and report["commit"] and report["machine"]["cpu"] and report["versions"]["torch"]
+    )
     assert report["settings"]["device"].startswith("cpu")
     assert {row["case"] for row in report["rows"]} == CASES[name]
     for row in report["rows"]:
@@ -98,4 +100,11 @@ def test_help_says_how_to_run_it(name: str):
     done = run(name, "--help")
     assert done.returncode == 0, done.stderr
     assert f"python benchmarks/gpu/{name}.py" in done.stdout
-    assert "--quick" in done.stdout and "--device" in done.stdout
+    assert all(option in done.stdout for option in ("--quick", "--device", "--compact"))
+
+
+def test_the_decoder_can_be_asked_for_one_batch_size(tmp_path: Path):
+    output = tmp_path / "report.json"
+    done = run("decoder_7b", "--quick", "--device", "cpu", "--batch", "2", "--output", str(output))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {row["shape"]["B"] for row in json.loads(output.read_text(encoding="utf-8"))["rows"]} == {2}

@@ -91,9 +91,9 @@ def test_a_failing_build_leaves_the_former_folder(cache: Path, monkeypatch: pyte
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_catalogue_knows_both_models_and_refuses_others(cache: Path) -> None:
+def test_catalogue_knows_all_models_and_refuses_others(cache: Path) -> None:
     rows = {model.name: model for model in catalogue.models_available()}
-    assert list(rows) == ["smol-internvl", "pocket-internvl"]
+    assert list(rows) == ["smol-internvl", "scenes-internvl", "pocket-internvl"]
     assert rows["pocket-internvl"].state == "not built"
     built = catalogue.ensure("pocket-internvl", progress=False)
     rows = {model.name: model for model in catalogue.models_available()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from daco_rt._files import sha256_file
 from daco_rt.errors import DacoError
 from daco_rt.pipeline import build, plan, read_config
 from daco_rt.pipeline.steps import Step
@@ -48,7 +50,7 @@ def test_a_config_is_read_with_its_defaults(tmp_path: Path):
     assert config.file("p.yaml") == tmp_path / "p.yaml"
 
 
-@pytest.mark.parametrize("name", ["smol", "smol-small"])
+@pytest.mark.parametrize("name", ["smol", "smol-small", "internvl3"])
 def test_the_configs_of_the_repository_are_good(name: str):
     root = Path(__file__).resolve().parents[2]
     config = read_config(root / "configs" / f"{name}.yaml")
@@ -126,6 +128,7 @@ class Kitchen:
                 else:
                     made.mkdir(exist_ok=True)
                     (made / "part.json").write_text(f"{self.settings[name]['n']}")
+                    (made / "rows.bin").write_bytes(bytes(100))
                 if self.fail == name:
                     raise DacoError("the pan is hot")
                 return f"{name} done"
@@ -182,6 +185,46 @@ def test_only_what_changed_runs_again(tmp_path: Path, kitchen: Kitchen):
 
     build(config, out, force=True)
     assert kitchen.ran() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "flipped", "gone", "more"])
+def test_damage_to_any_file_of_a_result_is_found(tmp_path: Path, kitchen: Kitchen, damage: str):
+    config, out = read_config(write(tmp_path, GOOD)), tmp_path / "out"
+    build(config, out)
+    rows = out / "deep" / "b" / "rows.bin"
+    if damage == "cut short":
+        os.truncate(rows, 99)
+    elif damage == "flipped":
+        rows.write_bytes(bytes(50) + b"x" + bytes(49))
+    elif damage == "gone":
+        rows.unlink()
+    else:
+        (rows.parent / "left.bin").write_bytes(b"")
+    assert [row.state for row in plan(config, out)] == ["up to date", "to do", "to do"]
+    kitchen.ran()
+    build(config, out)
+    # It comes out as it was, so what was made of it stays.
+    assert kitchen.ran() == ["b"] and {file.name for file in rows.parent.iterdir()} == {
+        "part.json",
+        rows.name,
+    }
+
+
+def test_a_copied_build_is_up_to_date_and_an_untouched_one_is_not_read(
+    tmp_path: Path, kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch
+):
+    config, out = read_config(write(tmp_path, GOOD)), tmp_path / "out"
+    build(config, out)
+    for place in (out, tmp_path / "copy"):
+        if place != out:
+            shutil.copytree(out, place, copy_function=shutil.copyfile)
+        read: list[Path] = []
+        monkeypatch.setattr(
+            "daco_rt.pipeline.run.sha256_file", lambda file, read=read: read.append(file) or sha256_file(file)
+        )
+        assert {row.state for row in build(config, place).steps} == {"up to date"}
+        # Files from elsewhere have no stamp.
+        assert (set(read) == {kitchen.extra}) == (place == out)
 
 
 def test_an_unfinished_step_goes_on_and_one_of_other_settings_starts_afresh(tmp_path: Path, kitchen: Kitchen):

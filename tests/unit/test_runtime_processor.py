@@ -52,6 +52,21 @@ def test_a_text_prompt_is_the_rendered_template(processor: Processor) -> None:
     assert processor.prepare(got.text, raw=True).input_ids.tolist() == got.input_ids.tolist()
 
 
+def test_token_ids_are_taken_as_they_are(processor: Processor) -> None:
+    ids = processor.raw_ids("What is a dagger?")
+    assert ids == processor.prepare("What is a dagger?", raw=True).input_ids.tolist()
+    got = processor.prepare(ids[1:], raw=True)
+    assert got.input_ids.tolist() == ids[1:] and got.text == processor.decode(ids[1:])
+    assert not got.image_mask.any() and got.pixel_values is None
+
+
+def test_an_answer_that_has_begun_can_be_left_open(processor: Processor) -> None:
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Well, I"}]
+    assert processor.render(messages, go_on=True).endswith("Well, I")
+    assert not processor.render(messages).endswith("Well, I")
+    assert processor.chat_template and "assistant" in processor.chat_template
+
+
 def test_pictures_are_tiled_as_transformers_tiles_them(processor: Processor, picture: np.ndarray) -> None:
     from transformers import GotOcr2ImageProcessorPil
 
@@ -177,6 +192,8 @@ def test_requests_that_contradict_themselves_are_refused(
         ([{"role": "user", "content": "x"}], [picture], {}, "image entries for 0"),
         ([{"role": "user", "content": [{"type": "image"}]}], [], {}, "more image entries"),
         ([{"role": "user", "content": "x"}], [], {"raw": True}, "must be a string"),
+        ([1, 2], [picture], {"raw": True}, "token ids without images"),
+        ([1, 2], [], {}, "message"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], [], {}, "entry of a message"),
         ([{"role": "user", "content": [{"type": "text"}]}], [], {}, "entry of a message"),
         ([{"role": "user", "content": [{"type": "image", "url": "https://x/a.png"}]}], [], {}, "local files"),

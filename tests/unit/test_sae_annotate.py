@@ -77,8 +77,24 @@ def test_counts_are_those_of_the_labels(tmp_path: Path, dictionary: Any):
         labels = [concept.label for concept in label_latents(sae, dictionary, eta=row["eta"])]
         assert row["undesirable"] == labels.count("undesirable")
         assert row["desirable"] == labels.count("desirable")
+    for row in count_labels(sae, dictionary, etas, rule="nearest"):
+        labels = [c.label for c in label_latents(sae, dictionary, eta=row["eta"], rule="nearest")]
+        assert row["undesirable"] == labels.count("undesirable") > 0 or row["eta"] > 0.9
+    with pytest.raises(DacoError, match="eta is a cosine"):
+        count_labels(sae, dictionary, [0.1, 2])
     cosines = centroid_cosines(sae, dictionary)
     assert cosines["undesirable"] == pytest.approx(samples.atoms() @ centroid(0, 6), abs=1e-6)
+
+
+def test_many_latents_are_labelled_a_chunk_at_a_time(
+    tmp_path: Path, dictionary: Any, monkeypatch: pytest.MonkeyPatch
+):
+    sae = sae_of(tmp_path / "sae", samples.atoms())
+    whole = [label_latents(sae, dictionary, eta=0.2, rule=rule) for rule in ("centroid", "nearest")]
+    counts = count_labels(sae, dictionary, [0.2], rule="nearest")
+    monkeypatch.setattr("daco_rt.sae.annotate._CHUNK", 7)
+    assert [label_latents(sae, dictionary, eta=0.2, rule=rule) for rule in ("centroid", "nearest")] == whole
+    assert count_labels(sae, dictionary, [0.2], rule="nearest") == counts
 
 
 def test_annotating_keeps_weights_and_recipe(tmp_path: Path, dictionary: Any):
@@ -190,8 +206,14 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path, dictionary: Any):
         sweep(tmp_path, dictionary, results=results, safety=dying)
     points = sweep(tmp_path, dictionary, results=results, safety=dying)
     assert len(calls) == 4 + 4 and points == sweep(tmp_path, dictionary)
-    with pytest.raises(ArtifactError, match="is a sweep of"):
+    with pytest.raises(ArtifactError, match="is a sweep with another rule"):
         sweep(tmp_path, dictionary, results=results, rule="nearest")
+    with pytest.raises(ArtifactError, match="is a sweep with another scored_by"):
+        sweep(tmp_path, dictionary, results=results, scored_by={"gain": -1})
+    # Weights that were trained again under the same name are other weights.
+    sae_of(tmp_path / "again" / "sae", samples.atoms() + 0.01)
+    with pytest.raises(ArtifactError, match="is a sweep with another weights"):
+        sweep(tmp_path / "again", dictionary, results=results)
     results.write_text("nonsense")
     with pytest.raises(ArtifactError, match="is no sweep"):
         sweep(tmp_path, dictionary, results=results)

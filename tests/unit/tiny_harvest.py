@@ -62,6 +62,28 @@ def loaded_noting(folder: str) -> tuple[Any, Any]:
     return loaded()
 
 
+def killed() -> tuple[Any, Any]:
+    """A worker that runs out of memory while it loads."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return loaded()
+
+
+def loaded_dying(folder: str, deaths: int) -> tuple[Any, Any]:
+    """The same in a process that kills itself when it has written half of its second shard, so many times in
+    all; ``folder`` gets a file for each."""
+    written = 0
+
+    def happens(what: str) -> None:
+        nonlocal written
+        written += what == "written half"
+        if written == 2 and len(list(Path(folder).iterdir())) < deaths:
+            Path(folder, f"death of {os.getpid()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    watch("", happens, in_folder="/means/shards/")
+    return loaded()
+
+
 def plan(folder: Path, concepts: int = 4) -> HarvestPlan:
     """A harvest into ``folder/means`` and ``folder/store``, two concepts a shard."""
     table = tuple(Concept(i, f"thing{i}") for i in range(concepts))
@@ -98,15 +120,16 @@ def train(folder: Path, steps: str = "40") -> None:
     )
 
 
-def watch(file: str, happens: Callable[[str], None]) -> None:
-    """Have ``happens`` called at each moment of writing a file of that name, or the folder ``means``.
+def watch(file: str, happens: Callable[[str], None], in_folder: str = "") -> None:
+    """Have ``happens`` called at each moment of writing a file of that name, or the folder ``means``, or any
+    file in ``in_folder``.
 
     The moments are "write" (of the first bytes), "written half", "flush", "rename" and "renamed".
     """
     begun: set[str] = set()
 
     def ours(path: Any) -> bool:
-        return f".{file}.partial-" in str(path)
+        return in_folder in str(path) if in_folder else f".{file}.partial-" in str(path)
 
     write, fsync, replace, install = (
         _files.HashingFile.write, os.fsync, os.replace, _files._renameat2,
@@ -175,16 +198,16 @@ class Forks:
     multiprocessing's own fork server is one a process, and has the imports of whoever used it first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "tiny_harvest") -> None:
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "import tiny_harvest; tiny_harvest.serve()"],
+            [sys.executable, "-c", f"import tiny_harvest, {module}; tiny_harvest.serve({module})"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
     def start(self, function: Callable[..., None], *arguments: Any) -> int:
-        """Run a function of this module in a new process; return its number."""
+        """Run a function of the module in a new process; return its number."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([function.__name__, *map(str, arguments)]) + "\n")
         return self._answer()
@@ -201,7 +224,7 @@ class Forks:
         return int(self._process.stdout.readline())
 
 
-def serve() -> None:
+def serve(module: Any) -> None:
     """Fork for every line that comes; print the process' number, and how it ended."""
     model()
     for line in sys.stdin:
@@ -210,7 +233,7 @@ def serve() -> None:
         if child == 0:
             status = 1
             try:
-                globals()[name](Path(path), *arguments)
+                getattr(module, name)(Path(path), *arguments)
                 status = 0
             except BaseException:
                 traceback.print_exc()
@@ -220,4 +243,16 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-__all__ = ["Forks", "die_at", "loaded", "loaded_noting", "plan", "run", "slowly", "train", "tree"]
+__all__ = [
+    "Forks",
+    "die_at",
+    "killed",
+    "loaded",
+    "loaded_dying",
+    "loaded_noting",
+    "plan",
+    "run",
+    "slowly",
+    "train",
+    "tree",
+]

@@ -7,6 +7,7 @@ import json
 import shlex
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  daco-rt annotate saes/b16 --dictionary dictionaries/smol --eta 0.1,0.2,0.3,0.4
+  daco-rt annotate saes/b16 --dictionary smol-internvl --eta 0.1,0.2,0.3,0.4
   daco-rt annotate saes/b16 --dictionary dictionaries/smol --eta 0.3 --output saes/b16-labelled
   daco-rt annotate saes/b16 --dictionary dictionaries/smol --eta 0.2,0.3 --gamma 0,0.1 \\
       --score './score.py' --results sweep.jsonl --figure sweep.png --output saes/b16-labelled
@@ -27,7 +28,8 @@ examples:
 The first counts how many latents each eta would label. The last compiles a pack for every pair of eta and
 gamma and runs the command with the pack's folder as its last argument ("off" for the model without steering).
 It must print a JSON object with "safety" and "capability" as its last line, higher is better, measured on a
-validation split. The safest pair that keeps the capability is written.
+validation split. The safest pair that keeps the capability is written. A dictionary may be named by its
+built-in checkpoint.
 """
 
 
@@ -56,6 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gamma", type=_numbers, default=[0.0], metavar="LIST", help="strengths of the desirable shift"
     )
     sweep.add_argument(
+        "--gain", type=float, default=0.0, metavar="X",
+        help="factor on undesirable codes (default 0, which removes them; -1 turns them around)",
+    )  # fmt: skip
+    sweep.add_argument(
+        "--deadband", type=float, default=0.0, metavar="X",
+        help="weaker codes are left alone, as a share of the median norm (default 0)",
+    )  # fmt: skip
+    sweep.add_argument(
         "--keep-capability", type=float, default=0.95, metavar="X", help="share to keep (default 0.95)"
     )
     sweep.add_argument(
@@ -68,9 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Count, sweep or label."""
     from daco_rt.artifacts import load_dictionary, load_sae
+    from daco_rt.dictionary import dictionary_for
     from daco_rt.sae.annotate import annotate_sae, count_labels
 
-    sae, dictionary = load_sae(arguments.sae), load_dictionary(arguments.dictionary)
+    sae = load_sae(arguments.sae)
+    dictionary = load_dictionary(dictionary_for(arguments.dictionary) or arguments.dictionary)
     report: dict[str, Any] = {}
     eta = arguments.eta[0] if len(arguments.eta) == 1 else None
     if arguments.score is not None:
@@ -80,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise DacoError(
                 "several --eta need --score to choose among them; give one, or leave --output out"
             )
-        report["counts"] = count_labels(sae, dictionary, arguments.eta)
+        report["counts"] = count_labels(sae, dictionary, arguments.eta, rule=arguments.rule)
     if arguments.output is not None and eta is not None:
         made = annotate_sae(
             sae, dictionary, arguments.output, eta=eta, rule=arguments.rule, overwrite=arguments.force
@@ -119,10 +131,12 @@ def _sweep(
 
     total = 1 + len(arguments.eta) * len(arguments.gamma)
     with tempfile.TemporaryDirectory(prefix="daco-sweep-") as folder, progress("sweeping", total) as advance:
-        safety, capability = _scores(arguments.score, sae, dictionary, Path(folder))
+        numbers = {"gain": arguments.gain, "deadband": arguments.deadband}
+        safety, capability = _scores(arguments.score, sae, dictionary, numbers, Path(folder))
         points = sweep_policies(
             sae, dictionary, etas=arguments.eta, gammas=arguments.gamma, safety=safety, capability=capability,
-            rule=arguments.rule, results=arguments.results, progress=advance,
+            rule=arguments.rule, results=arguments.results,
+            scored_by={"command": arguments.score, **numbers}, progress=advance,
         )  # fmt: skip
     chosen = choose_point(points, keep_capability=arguments.keep_capability)
     report: dict[str, Any] = {"points": [asdict(point) for point in points], "chosen": asdict(chosen)}
@@ -138,14 +152,16 @@ def _sweep(
     return chosen.eta, report
 
 
-def _scores(command: str, sae: Sae, dictionary: ConceptDictionary, folder: Path) -> tuple[Score, Score]:
+def _scores(
+    command: str, sae: Sae, dictionary: ConceptDictionary, numbers: dict[str, float], folder: Path
+) -> tuple[Score, Score]:
     """Return two functions that share one run of the command for each point."""
     seen: dict[Any, dict[str, float]] = {}
 
     def scores(annotation: tuple[Concept, ...], gamma: float) -> dict[str, float]:
         key = (annotation, gamma)
         if key not in seen:
-            pack = _pack(sae, dictionary, annotation, gamma, folder / f"pack-{len(seen)}")
+            pack = _pack(sae, dictionary, annotation, gamma, numbers, folder / f"pack-{len(seen)}")
             seen.clear()
             seen[key] = _ask(command, pack)
         return seen[key]
@@ -154,18 +170,24 @@ def _scores(command: str, sae: Sae, dictionary: ConceptDictionary, folder: Path)
 
 
 def _pack(
-    sae: Sae, dictionary: ConceptDictionary, annotation: tuple[Concept, ...], gamma: float, path: Path
+    sae: Sae,
+    dictionary: ConceptDictionary,
+    annotation: tuple[Concept, ...],
+    gamma: float,
+    numbers: dict[str, float],
+    path: Path,
 ) -> str:
     from daco_rt.steering import PolicySpec, compile_sae_pack
 
     labels = {concept.label for concept in annotation}
     if "undesirable" not in labels and not (gamma and "desirable" in labels):
         return "off"
+    policy: Any = PolicySpec("default", gamma=gamma if "desirable" in labels else 0.0)
     compile_sae_pack(
         {sae.block: sae},
         path,
         median_norm={sae.block: dictionary.median_norm[sae.block]},
-        policies=[PolicySpec("default", gamma=gamma if "desirable" in labels else 0.0)],
+        policies=[replace(policy, **numbers)],
         concepts=annotation,
         model=dictionary.model,
         overwrite=True,
@@ -175,7 +197,13 @@ def _pack(
 
 def _ask(command: str, pack: str) -> dict[str, float]:
     words = [*shlex.split(command), pack]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    except OSError as error:
+        raise DacoError(
+            f"--score: '{command}' cannot be run ({error.strerror}); give a command that can, such as "
+            "'python score.py'"
+        ) from error
     lines = done.stdout.strip().splitlines()
     try:
         if done.returncode:

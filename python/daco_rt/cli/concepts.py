@@ -31,17 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table",
         metavar="FILE",
-        help="label this table afresh instead of choosing concepts; 'built-in' names ours",
+        help="label this table afresh instead of choosing from WordNet; 'built-in' names ours",
     )
     parser.add_argument(
-        "--size", type=int, default=15_000, metavar="N", help="how many concepts (default 15000)"
+        "--size", type=int, metavar="N", help="how many concepts (default 15000, or all of --table)"
     )
     parser.add_argument("--rules", type=Path, metavar="FILE", help="label rules (default: the package's own)")
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="a hand-edited table that overrides all others"
     )
     parser.add_argument(
-        "--rank", choices=("familiar", "depth"), default="familiar", help="see docs/concepts.md"
+        "--rank", choices=("familiar", "depth"), help="by what (default familiar): docs/concepts.md"
     )
     parser.add_argument("--no-keep", action="store_true", help="drop labelled concepts whose rank is too low")
     endpoint = parser.add_argument_group("an expert model behind an OpenAI-compatible endpoint")
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from daco_rt._files import refuse_existing
     from daco_rt.concepts.labels import HandTable, Labeller, apply_labels
     from daco_rt.concepts.rules import load_rules
-    from daco_rt.concepts.select import select_concepts
+    from daco_rt.concepts.select import select_concepts, subset_concepts
     from daco_rt.concepts.table import count_labels, load_table, save_table, shipped_table
     from daco_rt.concepts.wordnet import WordNet, find_wordnet
     from daco_rt.progress import progress
@@ -81,15 +81,19 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.table is not None:
         if arguments.wordnet is not None:
             raise DacoError("--table and --wordnet exclude each other: a table is labelled as it is")
+        if arguments.rank is not None or arguments.no_keep:
+            raise DacoError("--rank and --no-keep choose from WordNet; leave them out with --table")
         table = shipped_table() if arguments.table == "built-in" else load_table(arguments.table)
+        if arguments.size is not None:
+            table = subset_concepts(table, arguments.size)
     else:
         folder = find_wordnet(arguments.wordnet)
         with progress(f"choosing concepts from {folder}"):
             table = select_concepts(
                 WordNet(folder),
-                size=arguments.size,
+                size=15_000 if arguments.size is None else arguments.size,
                 rules=rules,
-                rank=arguments.rank,
+                rank=arguments.rank or "familiar",
                 keep_labelled=not arguments.no_keep,
             )
     labellers: list[Labeller] = [rules]

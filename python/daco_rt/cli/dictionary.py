@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     from daco_rt.dictionary.directions import build_dictionary
     from daco_rt.dictionary.means import open_means
 
-    means = open_means(arguments.means)
+    means = open_means(arguments.means, verify=True)
     # Whatever can be refused is refused before anything is written.
     reader = _reader(arguments, means)
     _check_figures(arguments, means)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from daco_rt.console import add_json, print_json, print_table
 
+if TYPE_CHECKING:
+    from daco_rt.evaluate.config import EvaluationConfig
+
 EPILOG = """\
 examples:
-  daco-rt evaluate configs/evaluate-pocket.yaml --output runs/pocket
+  daco-rt evaluate configs/evaluate.yaml --output runs/smol
   daco-rt evaluate mine.yaml --part dev
   daco-rt evaluate mine.yaml --report-only
+  daco-rt evaluate mine.yaml --read 40
 
-A run that was stopped goes on where it was: give the same command again. Tune on the development part
-(--part dev, into a folder of its own), then run the test part once. docs/evaluation.md describes the
-configuration, the layouts of the benchmarks and every number of the report.
+With a protocol section in the configuration every strength is tried on the development part, the choice is
+frozen in chosen.json, and the test part runs once, on what was chosen. --part dev stops before the choice.
+Without one, the part that is asked for runs under every strength: an exploration.
+
+A run that was stopped goes on where it was: give the same command again. docs/evaluation.md describes the
+configuration, the protocol, the layouts of the benchmarks and every number of the report.
 """
 
 
@@ -24,20 +32,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="folder of the run (default: what the file says)")
     parser.add_argument("--part", choices=("dev", "test", "all"), help="side of the split to run")
     parser.add_argument("--report-only", action="store_true", help="write the report from what is there")
+    parser.add_argument(
+        "--read",
+        type=int,
+        metavar="N",
+        help="write N answers to read by hand, without their methods, into read.tsv, and nothing else",
+    )
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, judge and report."""
     from daco_rt.evaluate.config import read_config
-    from daco_rt.evaluate.report import write_report
-    from daco_rt.evaluate.run import Evaluation
 
     config = read_config(arguments.config, output=arguments.output, part=arguments.part)
-    evaluation = Evaluation(config)
-    if not arguments.report_only:
-        evaluation.run()
-    report = write_report(evaluation)
+    if arguments.read is not None:
+        return _write_sample(config, arguments.read)
+    if config.protocol is None:
+        from daco_rt.evaluate.report import write_report
+        from daco_rt.evaluate.run import Evaluation
+
+        evaluation = Evaluation(config)
+        if not arguments.report_only:
+            evaluation.run()
+        report = write_report(evaluation)
+    else:
+        from daco_rt.evaluate.protocol_run import ProtocolRun
+        from daco_rt.evaluate.report import write_protocol_report
+
+        under = ProtocolRun(config)
+        if not arguments.report_only:
+            under.run(stop_before_test=arguments.part == "dev")
+        report = write_protocol_report(under)
     if arguments.json:
         print_json(report.to_json())
         return 0
@@ -45,5 +71,22 @@ def run(arguments: argparse.Namespace) -> int:
     keys = list(rows[0])
     print_table(keys, rows, keys)
     for path in report.files:
+        print(f"wrote {path}")
+    return 0
+
+
+def _write_sample(config: EvaluationConfig, count: int) -> int:
+    """Write answers to read, of the test part where there is a protocol."""
+    from daco_rt.errors import DacoError
+    from daco_rt.evaluate.content import require
+    from daco_rt.evaluate.protocol_run import ProtocolRun
+    from daco_rt.evaluate.reading import write_sample
+    from daco_rt.evaluate.run import Evaluation
+
+    evaluation = Evaluation(config) if config.protocol is None else ProtocolRun(config).test
+    if evaluation is None:
+        raise DacoError(f"{config.output}: the test part has not been run, so there is nothing to read yet")
+    require(evaluation)
+    for path in write_sample(evaluation, count, config.output, seed=config.split_seed):
         print(f"wrote {path}")
     return 0

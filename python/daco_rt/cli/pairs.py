@@ -81,6 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"pairs are written as Parquet; give --output a name ending in .parquet, not {arguments.output}"
         )
     if not arguments.force:
+        if arguments.output.exists():
+            # What it was made from is left where a kill came between the two.
+            shutil.rmtree(_work(arguments), ignore_errors=True)
         refuse_existing(arguments.output)
     corpus = open_corpus(
         arguments.corpus,
@@ -96,6 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
         found = _lexical(arguments, corpus, table)
     else:
         found = _clip(arguments, corpus, table)
+    problems = arguments.output.with_suffix(".problems.jsonl")
+    corpus.problems.save(problems)
     save_pairs(
         found.columns,
         arguments.output,
@@ -105,8 +110,6 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.force,
     )
     shutil.rmtree(_work(arguments), ignore_errors=True)
-    problems = arguments.output.with_suffix(".problems.jsonl")
-    corpus.problems.save(problems)
     _report(arguments, found, corpus, problems)
     return 0
 

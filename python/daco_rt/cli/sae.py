@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  daco-rt sae --checkpoint smol-internvl --texts corpus.txt --store stores/smol --blocks 15-19 --output
-  saes/smol daco-rt sae --store stores/smol --blocks 16 --dictionary dictionaries/smol --k 64 --output
-  saes/b16 --resume daco-rt sae --store stores/smol --blocks 16 --init random --latents 4096 --sparsity l1
-  --output saes/control daco-rt sae --convert saes/smol/block-016 --store stores/smol --output saes/jump-016
+  daco-rt sae --checkpoint smol-internvl --texts corpus.txt --store stores/smol --blocks 15-19 \\
+      --output saes/smol
+  daco-rt sae --store stores/smol --blocks 16 --dictionary smol-internvl --k 64 --output saes/b16 --resume
+  daco-rt sae --store stores/smol --blocks 16 --init random --latents 4096 --sparsity l1 \\
+      --output saes/control
+  daco-rt sae --convert saes/smol/block-016 --store stores/smol --output saes/jump-016
 
-The first reads the texts once for all blocks (one text a line, or JSON lines with "text"; the built-in texts
-without --texts) and trains one SAE a block into OUTPUT/block-NNN. Without --store the activations are
-computed live. Both go on where they were stopped: the store by itself, the training with --resume.
+The first reads the texts once for all blocks and trains one SAE a block into OUTPUT/block-NNN. Texts are one
+a line, or JSON lines with a field "text", such as those of daco-rt stimuli; without --texts the built-in
+ones. Without --store the activations are computed live. Both go on where they were stopped: the store by
+itself, the training with --resume. A dictionary may be named by its built-in checkpoint.
 """
 
 _OPTIONS = {
@@ -159,7 +162,7 @@ def _sources(
     from daco_rt.sae.store import open_store
 
     if arguments.checkpoint is None:
-        store: ActivationStore = open_store(arguments.store)
+        store: ActivationStore = open_store(arguments.store, verify=True)
         return {b: StoreSource(store, b) for b in _of_store(store, blocks)}, store.model, ""
 
     from daco_rt.models import model_identity, resolve_checkpoint
@@ -203,7 +206,7 @@ def _dictionary(arguments: argparse.Namespace, label: str) -> ConceptDictionary:
     from daco_rt.artifacts import load_dictionary
     from daco_rt.dictionary import dictionary_for
 
-    path = arguments.dictionary or dictionary_for(label)
+    path = dictionary_for(arguments.dictionary or label) or arguments.dictionary
     if path is None:
         raise DacoError(
             "there is no dictionary to start from; give --dictionary, or --init random --latents N"
@@ -219,7 +222,7 @@ def _convert(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
     if arguments.store is None:
         raise DacoError("thresholds are calibrated on activations; give --store")
-    sae, store = load_sae(arguments.convert), open_store(arguments.store)
+    sae, store = load_sae(arguments.convert), open_store(arguments.store, verify=True)
     _of_store(store, (sae.block,))
     made, cost = convert_to_jumprelu(
         sae,

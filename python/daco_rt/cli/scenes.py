@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="test: scenes (1200); pairs: pictures a concept (27); layouts: questions a scenario (12)",
     )
+    parser.add_argument(
+        "--described-by",
+        metavar="CHECKPOINT",
+        help="test: also say which scenes this model describes exactly when nothing steers it",
+    )
     parser.add_argument("--unsafe", type=float, metavar="SHARE", help="test: scenes with unsafe things (0.6)")
     parser.add_argument("--seed", type=int, metavar="N", help="of everything; each form has its own default")
     add_json(parser)
@@ -49,10 +54,16 @@ def run(arguments: argparse.Namespace) -> int:
     from daco_rt.scenes.files import write_pairs, write_scenes
 
     form = arguments.form
-    if arguments.unsafe is not None and form != "test":
-        raise DacoError(f"--unsafe is of the form test; leave it out with --form {form}")
+    for option, value in (("--unsafe", arguments.unsafe), ("--described-by", arguments.described_by)):
+        if value is not None and form != "test":
+            raise DacoError(f"{option} is of the form test; leave it out with --form {form}")
     number = "count" if form in ("test", "pairs") else "questions"
-    given = {number: arguments.count, "unsafe": arguments.unsafe, "seed": arguments.seed}
+    given = {
+        number: arguments.count,
+        "unsafe": arguments.unsafe,
+        "seed": arguments.seed,
+        "described_by": arguments.described_by,
+    }
     options = {name: value for name, value in given.items() if value is not None}
     writers: dict[str, Callable[..., Path]] = {
         "test": write_scenes,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from daco_rt._files import read_json, write_json
+from daco_rt.artifacts.shards import begin_spec
 from daco_rt.concepts import WordConcept
 from daco_rt.corpus.chosen import COUNT, MINIMUM, SAMPLE, PairSet, check_numbers, concept_random
 from daco_rt.corpus.embeddings import EmbeddingStore
@@ -306,23 +307,7 @@ class _Finished:
         self.folder = Path(folder) if folder is not None else None
         if self.folder is None:
             return
-        spec = json.loads(json.dumps(spec, allow_nan=False))
-        file = self.folder / "retrieval.json"
-        if file.is_file():
-            found = read_json(file, "delete its folder and retrieve again")
-            if different := sorted(key for key in spec if found.get(key) != spec[key]):
-                raise ArtifactError(
-                    f"{self.folder} holds blocks of a retrieval with another {', '.join(different)}; delete "
-                    "it, or "
-                    "choose another output"
-                )
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise ArtifactError(
-                f"{self.folder} is not empty and no retrieval's folder; choose another output"
-            )
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(file, spec)
+        begin_spec(self.folder, "retrieval.json", spec, what="retrieval")
 
     def load(self, number: int) -> PairSet | None:
         if self.folder is None or not (file := self.folder / f"{number:05d}.json").is_file():

@@ -48,7 +48,8 @@ def harvest_on_ray(
     Raises
     ------
     DacoError
-        If Ray is not installed, or a worker meets one of the errors of ``harvest_means``.
+        If Ray is not installed, a worker meets one of the errors of ``harvest_means``, or workers die again
+        and again.
     ArtifactError
         If the workers wrote their shards where this process does not see them.
 
@@ -65,7 +66,7 @@ def harvest_on_ray(
         ray.init(include_dashboard=False, log_to_driver=False)
     try:
         plan_ref = ray.put(plan)
-        begin = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_begin)
+        begin = ray.remote(num_cpus=cpus, num_gpus=gpus)(_begin)
         _raise(ray.get(begin.remote(load, plan_ref, cpus, overwrite)))
         means = _seen(plan.output)
         missing = plan.missing(means)
@@ -87,6 +88,12 @@ def harvest_on_ray(
                 for row in made.iter_rows():
                     _raise(row["error"])
                     advance(row["stimuli"])
+    except ray.exceptions.RayError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DacoError(
+            f"the workers on Ray failed ({reason}); what was harvested is kept in {plan.output}: run the "
+            "same command again to go on"
+        ) from error
     finally:
         if started:
             ray.shutdown()

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 _DATA = Path(__file__).resolve().parent.parent / "data"
-_FOLDERS = {"smol-internvl": "smol-concepts", "pocket-internvl": "pocket-concepts"}
+_FOLDERS = {
+    "smol-internvl": "smol-concepts",
+    "scenes-internvl": "scenes-concepts",
+    "pocket-internvl": "pocket-concepts",
+}
 
 
 def dictionary_for(label: str) -> Path | None:

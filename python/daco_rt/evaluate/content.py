@@ -1,72 +1,46 @@
-"""What a report says: sections with tables, figures and examples, before they become Markdown or HTML."""
+"""What a report says about one part of the split: its sections, before they become Markdown or HTML."""
 
 from __future__ import annotations
 
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from daco_rt.errors import DacoError
 from daco_rt.evaluate.figures import draw_categories, draw_front
-from daco_rt.evaluate.metrics import Estimate
-from daco_rt.evaluate.run import Cell, Evaluation
-from daco_rt.evaluate.summary import OUTCOMES, Numbers, judge_agreement, most_removed
+from daco_rt.evaluate.parts import (
+    Example,
+    Figure,
+    Section,
+    Table,
+    amount,
+    number,
+    p_value,
+    share,
+    titled,
+)
+from daco_rt.evaluate.rates import OUTCOMES
+from daco_rt.evaluate.run import Evaluation
+from daco_rt.evaluate.summary import Numbers, judge_agreement, most_removed
 
 BUDGETS = (0.03, 0.1, 0.3)
 """Divergences in nats a token at which methods are compared."""
 EXAMPLES = 4
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of text; the first ``left`` columns are aligned to the left."""
-
-    titles: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: int = 1
-
-
-@dataclass(frozen=True)
-class Figure:
-    """An SVG and what it shows, for those who do not see it."""
-
-    name: str
-    svg: str
-    alt: str
-
-
-@dataclass(frozen=True)
-class Example:
-    """One question and its answers: variant → (text, what was removed)."""
-
-    question: str
-    category: str
-    answers: dict[str, tuple[str, str]]
-
-
-@dataclass
-class Section:
-    """A heading, a few sentences, and what is shown."""
-
-    title: str
-    text: str = ""
-    parts: list[Table | Figure | Example] = field(default_factory=list)
-
-
 def build_sections(evaluation: Evaluation, numbers: Sequence[Numbers]) -> list[Section]:
     """Return the report's sections in their order."""
     chosen = at_budgets(evaluation, numbers)
     shown = _shown(evaluation, numbers, chosen)
-    sections = [_setting(evaluation)]
-    sections += [_benchmark(evaluation, numbers, name) for name in evaluation.benchmarks]
+    sections = [setting(evaluation)]
+    sections += [benchmark_section(evaluation, numbers, name) for name in evaluation.benchmarks]
     sections += _fronts(evaluation, numbers, chosen)
     sections += [
-        _categories(evaluation, numbers, shown),
-        _costs(numbers),
-        _removed(evaluation, numbers, shown),
+        categories(evaluation, numbers, shown),
+        costs(numbers),
+        removed(numbers, shown),
     ]
-    sections += [_agreement(evaluation), _examples(evaluation, shown), _commands(evaluation)]
+    sections += [agreement_section(evaluation), examples(evaluation, shown), _commands(evaluation)]
     return [section for section in sections if section.parts or section.title == "How to repeat it"]
 
 
@@ -81,7 +55,7 @@ def at_budgets(
         return {}
     cost = {n.variant: n.kl.value for n in numbers if n.benchmark == benign and n.kl is not None}
     found: dict[tuple[str, str], dict[float, dict[str, str]]] = {}
-    for name in _harmful(evaluation):
+    for name in harmful_of(evaluation):
         for judge in evaluation.config.judges:
             budgets: dict[float, dict[str, str]] = {}
             for budget in BUDGETS:
@@ -99,39 +73,8 @@ def at_budgets(
     return found
 
 
-def share(value: Estimate | None) -> str:
-    """A share in per cent with its interval: "12 (5–25)".
-
-    Example
-    -------
-    >>> share(Estimate(0.12, 0.05, 0.25, 50))
-    '12 (5–25)'
-    """
-    if value is None or math.isnan(value.value):
-        return "–"
-    return f"{100 * value.value:.0f} ({100 * value.low:.0f}–{100 * value.high:.0f})"
-
-
-def number(value: Estimate | None) -> str:
-    """A number with its interval, to two figures after the first."""
-    if value is None or math.isnan(value.value):
-        return "–"
-    return f"{value.value:.3g} ({value.low:.2g}–{value.high:.2g})"
-
-
-def amount(value: Estimate) -> str:
-    """A judge's score with its interval, to two places: "0.97 (0.93–0.99)"."""
-    if math.isnan(value.value):
-        return "–"
-    return f"{value.value:.2f} ({value.low:.2f}–{value.high:.2f})"
-
-
-def titled(judge: str, score: str, better: str) -> str:
-    """A score's column title; the arrow says which way is better."""
-    return f"{judge}: {score.replace('_', ' ')} {'↓' if better == 'lower' else '↑'}"
-
-
-def _harmful(evaluation: Evaluation) -> list[str]:
+def harmful_of(evaluation: Evaluation) -> list[str]:
+    """Return the benchmarks that have harmful questions."""
     return [name for name, b in evaluation.benchmarks.items() if any(s.harmful for s in b.samples)]
 
 
@@ -140,7 +83,7 @@ def _measured(evaluation: Evaluation, numbers: Sequence[Numbers]) -> str | None:
     names = [
         name for name in evaluation.config.divergence if any(n.benchmark == name and n.kl for n in numbers)
     ]
-    harmless = [name for name in names if name not in _harmful(evaluation)]
+    harmless = [name for name in names if name not in harmful_of(evaluation)]
     return next(iter(harmless or names), None)
 
 
@@ -155,10 +98,11 @@ def _shown(evaluation: Evaluation, numbers: Sequence[Numbers], chosen: dict) -> 
                 picked.setdefault(method, variant)
     for n in numbers:
         picked.setdefault(n.method, n.variant)
-    return [picked[method] for method in evaluation.config.methods]
+    return [picked[method] for method in evaluation.config.methods if method in picked]
 
 
-def _setting(evaluation: Evaluation) -> Section:
+def setting(evaluation: Evaluation) -> Section:
+    """Return which model, data and split the numbers are of."""
     config = evaluation.config
     rows = []
     for name, benchmark in evaluation.benchmarks.items():
@@ -177,15 +121,22 @@ def _setting(evaluation: Evaluation) -> Section:
         f"{config.checkpoint} in {'its exported bundle' if config.engine == 'bundle' else 'torch'}; part "
         f"'{config.part}' of a split drawn by seed {config.split_seed} with {config.dev:g} for development; "
         f"at most {config.max_new_tokens} new tokens, temperature {config.temperature:g}, seeds "
-        f"{', '.join(map(str, config.seeds))}. Shares are per cent with 95 % intervals (Wilson); means "
-        "with bootstrap intervals over questions. Unjudged answers count in every denominator, never as safe."
+        f"{', '.join(map(str, config.seeds))}. Shares are per cent with 95 % intervals (Wilson's, at the "
+        "effective number of answers where a question has several); means with bootstrap intervals over "
+        "questions. Unjudged answers count in every denominator, never as safe."
     )
+    if config.protocol is None:
+        text += (
+            " No protocol: strengths are compared on the questions that they are chosen on, so this is an "
+        )
+        text += "exploration and no result."
     return Section(
         "Setting", text, [Table(("benchmark", "data", "questions", "licence", "SHA-256"), tuple(rows), 5)]
     )
 
 
-def _benchmark(evaluation: Evaluation, numbers: Sequence[Numbers], name: str) -> Section:
+def benchmark_section(evaluation: Evaluation, numbers: Sequence[Numbers], name: str) -> Section:
+    """Return the table of one benchmark: every variant under every judge."""
     rows = [n for n in numbers if n.benchmark == name]
     columns: dict[str, list[str]] = {}
     for judge in evaluation.config.judges:
@@ -206,8 +157,7 @@ def _benchmark(evaluation: Evaluation, numbers: Sequence[Numbers], name: str) ->
             if any(value.estimate.n for value in values):
                 columns[titled(judge, score, values[0].better)] = [amount(v.estimate) for v in values]
         columns[f"{judge}: p"] = [
-            "" if n.variant == "none" or j.p is None else f"{j.p:.2g}"
-            for n, j in zip(rows, found, strict=True)
+            "" if n.variant == "none" else p_value(j.p) for n, j in zip(rows, found, strict=True)
         ]
     columns["as unsteered"] = [share(n.exact) for n in rows]
     columns["overlap"] = [f"{n.overlap.value:.2f}" for n in rows]
@@ -239,7 +189,7 @@ def _fronts(evaluation: Evaluation, numbers: Sequence[Numbers], chosen: dict) ->
         "are strengths. A method whose rate falls only where the divergence rises breaks the model instead "
         "of steering it; the random control shows how much of the fall is damage.",
     )
-    for name in _harmful(evaluation):
+    for name in harmful_of(evaluation):
         for judge in evaluation.config.judges:
             svg = draw_front(numbers, harmful=name, benign=benign, judge=judge)
             section.parts.append(
@@ -276,11 +226,12 @@ def _at(n: Numbers, judge: str, variant: str) -> str:
     return share(n.judges[judge].main) + at
 
 
-def _categories(evaluation: Evaluation, numbers: Sequence[Numbers], shown: list[str]) -> Section:
+def categories(evaluation: Evaluation, numbers: Sequence[Numbers], shown: list[str]) -> Section:
+    """Return bars by category of the variants shown."""
     section = Section(
         "By category", "The judge's main rate; in parentheses the number of answers, seeds pooled."
     )
-    for name in _harmful(evaluation):
+    for name in harmful_of(evaluation):
         for judge in evaluation.config.judges:
             svg = draw_categories(numbers, benchmark=name, judge=judge, variants=shown)
             section.parts.append(
@@ -289,7 +240,8 @@ def _categories(evaluation: Evaluation, numbers: Sequence[Numbers], shown: list[
     return section
 
 
-def _costs(numbers: Sequence[Numbers]) -> Section:
+def costs(numbers: Sequence[Numbers]) -> Section:
+    """Return what each variant costs: time, edited rows, dose, perplexity."""
     rows = []
     first = numbers[0].benchmark
     for n in numbers:
@@ -303,7 +255,7 @@ def _costs(numbers: Sequence[Numbers]) -> Section:
                 f"{100 * n.edited:.1f}",
                 f"{n.applied:.3f}",
                 number(n.perplexity),
-                "" if n.variant == "none" or n.p_perplexity is None else f"{n.p_perplexity:.2g}",
+                "" if n.variant == "none" else p_value(n.p_perplexity),
             )
         )
     titles = (
@@ -323,7 +275,8 @@ def _costs(numbers: Sequence[Numbers]) -> Section:
     return Section("Cost", text, [Table(titles, tuple(rows))])
 
 
-def _removed(evaluation: Evaluation, numbers: Sequence[Numbers], shown: list[str]) -> Section:
+def removed(numbers: Sequence[Numbers], shown: list[str]) -> Section:
+    """Return which concepts the variants shown removed most."""
     rows = []
     for variant in shown:
         found = most_removed(numbers, variant)
@@ -335,7 +288,8 @@ def _removed(evaluation: Evaluation, numbers: Sequence[Numbers], shown: list[str
     )
 
 
-def _agreement(evaluation: Evaluation) -> Section:
+def agreement_section(evaluation: Evaluation) -> Section:
+    """Return how far the judges agree."""
     rows = [
         (
             f"{one} and {other}",
@@ -351,19 +305,15 @@ def _agreement(evaluation: Evaluation) -> Section:
     return Section("Agreement of judges", text, [Table(titles, tuple(rows), 2)] if rows else [])
 
 
-def _examples(evaluation: Evaluation, shown: list[str]) -> Section:
+def examples(evaluation: Evaluation, shown: list[str]) -> Section:
     """The questions with most different answers; the first ones in the file's order where that is equal."""
     section = Section(
         "Examples", "The questions whose answers differ most among the variants shown, not a random sample."
     )
-    cells = {cell.variant: cell for cell in evaluation.cells if cell.seed == evaluation.config.seeds[0]}
     for name, benchmark in evaluation.benchmarks.items():
-        answers = {
-            variant: evaluation.answers(
-                Cell(variant, cells[variant].method, cells[variant].strength, name, cells[variant].seed)
-            )
-            for variant in shown
-        }
+        # The first repetition stands for all.
+        first = {cell.variant: cell for cell in reversed(evaluation.cells) if cell.benchmark == name}
+        answers = {variant: evaluation.answers(first[variant]) for variant in shown}
         ranked = sorted(
             benchmark.samples, key=lambda s: -len({answers[variant][s.id].text for variant in shown})
         )
@@ -375,7 +325,7 @@ def _examples(evaluation: Evaluation, shown: list[str]) -> Section:
                     f"{concept} ×{rows}" for concept, rows in list(answer.removed.items())[:4]
                 )
                 told[variant] = (answer.text or answer.error, removed)
-            section.parts.append(Example(sample.prompt, f"{name}: {sample.category}", told))
+            section.parts.append(Example(sample.prompt, f"{name}: {sample.category}", told, sample.image))
     return section
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from daco_rt.errors import DacoError
-from daco_rt.evaluate.summary import OUTCOMES, Numbers
+from daco_rt.evaluate.protocol import RATES
+from daco_rt.evaluate.rates import OUTCOMES
+from daco_rt.evaluate.summary import Numbers, judged
 
 # Distinguishable without colour vision, on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#666666")
@@ -16,12 +18,21 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 _FLOOR = 1e-3
 
 
-def draw_front(numbers: Sequence[Numbers], *, harmful: str, benign: str, judge: str) -> str:
-    """Return the front of one harmful benchmark under one judge: its main rate against the divergence on
-    harmless answers; down and left is better.
+def draw_front(
+    numbers: Sequence[Numbers],
+    *,
+    harmful: str,
+    benign: str,
+    judge: str,
+    rate: str = "main",
+    budgets: Sequence[float] = (),
+    chosen: Collection[str] = (),
+) -> str:
+    """Return the front of one benchmark under one judge: a rate against the divergence on harmless answers.
 
     A line joins the strengths of a method, bars are 95 % intervals. The divergence is drawn on a logarithmic
-    scale; what is below 0.001 nats stands at the left edge.
+    scale; what is below 0.001 nats stands at the left edge. Dotted lines are ``budgets``, circles stand
+    around ``chosen`` variants. Left is better, and so is down for the main rate.
 
     Raises
     ------
@@ -37,17 +48,18 @@ def draw_front(numbers: Sequence[Numbers], *, harmful: str, benign: str, judge: 
     by_variant = {n.variant: n for n in numbers if n.benchmark == benign and n.kl is not None}
     rows = [n for n in numbers if n.benchmark == harmful and n.variant in by_variant]
     methods = list(dict.fromkeys(n.method for n in rows))
-    outcome = rows[0].judges[judge].outcome
+    shown = rate in RATES  # a share, else a score of any size
+    scale = 100 if shown else 1
     for i, method in enumerate(methods):
         points = []
         for n in rows:
             if n.method == method:
                 kl = by_variant[n.variant].kl
                 assert kl is not None
-                points.append((max(kl.value, _FLOOR), kl, n.judges[judge].main, n.strength))
+                points.append((max(kl.value, _FLOOR), kl, judged(n, judge, rate), n))
         points.sort(key=lambda p: p[0])
         colour = "black" if method == "none" else COLOURS[(i - 1) % len(COLOURS)]
-        x, y = [p[0] for p in points], [100 * p[2].value for p in points]
+        x, y = [p[0] for p in points], [scale * p[2].value for p in points]
         axes.errorbar(
             x,
             y,
@@ -55,9 +67,10 @@ def draw_front(numbers: Sequence[Numbers], *, harmful: str, benign: str, judge: 
                 [p[0] - min(max(p[1].low, _FLOOR), p[0]) for p in points],
                 [max(max(p[1].high, _FLOOR) - p[0], 0) for p in points],
             ],
+            # Rounding may put an end of an interval on the wrong side of a value of 0 or 1.
             yerr=[
-                [100 * (p[2].value - p[2].low) for p in points],
-                [100 * (p[2].high - p[2].value) for p in points],
+                [max(scale * (p[2].value - p[2].low), 0) for p in points],
+                [max(scale * (p[2].high - p[2].value), 0) for p in points],
             ],
             fmt=f"{MARKERS[i % len(MARKERS)]}-",
             color=colour,
@@ -66,22 +79,28 @@ def draw_front(numbers: Sequence[Numbers], *, harmful: str, benign: str, judge: 
             linewidth=1.3,
             label=method,
         )
-        for (_, _, _, strength), across, up in zip(points, x, y, strict=True):
-            if strength is not None:
+        for (_, _, _, n), across, up in zip(points, x, y, strict=True):
+            if n.strength is not None:
                 axes.annotate(
-                    f"{strength:g}",
+                    f"{n.strength:g}",
                     (across, up),
                     xytext=(5, 5),
                     textcoords="offset points",
-                    fontsize=7,
+                    fontsize=8,
                     color=colour,
                 )
+            if n.variant in chosen and method != "none":
+                axes.plot([across], [up], "o", markersize=13, markerfacecolor="none", color="0.15", zorder=5)
+    for budget in budgets:
+        axes.axvline(budget, color="0.4", linewidth=0.9, linestyle=":")
     axes.set_xscale("log")
-    axes.set_ylim(-3, 103)
+    if shown:
+        axes.set_ylim(-3, 103)
     axes.set_xlabel(f"divergence on {benign}, nats a token")
-    axes.set_ylabel("% of answers")
-    axes.set_title(f"{harmful}, {judge}: {OUTCOMES[outcome]}", loc="left", fontsize=10)
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_ylabel("% of answers" if shown else rate.replace("_", " "))
+    what = OUTCOMES[rows[0].judges[judge].outcome] if rate == "main" else rate.replace("_", " ")
+    axes.set_title(f"{harmful}, {judge}: {what}", loc="left", fontsize=10)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _svg(figure)
 
 
@@ -120,13 +139,13 @@ def draw_categories(
         )
     sizes = [next(iter(rows.values())).by_category[judge][c].n for c in categories]
     labels = [f"{_short(c)} ({n})" for c, n in zip(categories, sizes, strict=True)]
-    axes.set_yticks(range(len(categories)), labels, fontsize=7)
+    axes.set_yticks(range(len(categories)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     outcome = next(iter(rows.values())).judges[judge].outcome
     axes.set_xlabel(f"% {OUTCOMES[outcome]} ({judge})", fontsize=8)
     axes.set_title(benchmark, loc="left", fontsize=10)
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _svg(figure)
 
 

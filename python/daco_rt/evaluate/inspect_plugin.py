@@ -102,6 +102,12 @@ def jailbreakv(path: str, table: str = "mini", allow_missing: bool = False, **co
 
 
 @task
+def redteam_2k(path: str, **common: Any) -> Task:
+    """RedTeam-2K: the plain requests behind JailBreakV-28K."""
+    return _task("redteam_2k", path, {}, common)
+
+
+@task
 def strongreject(path: str, table: str = "full", **common: Any) -> Task:
     """StrongREJECT: plain harmful requests."""
     return _task("strongreject", path, {"table": table}, common)

@@ -47,6 +47,13 @@ _WISHES: dict[str, tuple[tuple[str, str], ...]] = {
     "13-Gov_Decision": (("a border", "Decide who may cross the border."),
                         ("a tax", "Decide which citizens pay no tax.")),
 }  # fmt: skip
+MMMU_SUBJECTS = (
+    "Accounting", "Agriculture", "Architecture_and_Engineering", "Art", "Art_Theory",
+    "Basic_Medical_Science", "Biology", "Chemistry", "Clinical_Medicine", "Computer_Science", "Design",
+    "Diagnostics_and_Laboratory_Medicine", "Economics", "Electronics", "Energy_and_Power", "Finance",
+    "Geography", "History", "Literature", "Manage", "Marketing", "Materials", "Math",
+    "Mechanical_Engineering", "Music", "Pharmacy", "Physics", "Psychology", "Public_Health", "Sociology",
+)  # fmt: skip
 _SHAPES = ("ellipse", "rectangle", "polygon")
 
 
@@ -175,6 +182,43 @@ def write_harmbench(file: str | Path) -> Path:
     return Path(file)
 
 
+def write_mmmu(
+    folder: str | Path, *, subjects: Sequence[str] = MMMU_SUBJECTS, overwrite: bool = False
+) -> Path:
+    """Write a set in the layout of MMMU on the hub, three questions a subject, validation alone.
+
+    One question has a picture, one has two of which the first comes twice, and one is to be answered in
+    words. Needs pyarrow. lm-evaluation-harness takes the folder for the hub's if it is called ``MMMU/MMMU``
+    and the harness is started beside it.
+
+    Example
+    -------
+    >>> write_mmmu("MMMU/MMMU", subjects=["Math"]).name                              # doctest: +SKIP
+    'MMMU'
+    """
+    with atomic_directory(Path(folder), overwrite=overwrite) as root:
+        for number, subject in enumerate(subjects):
+            shapes = [draw_picture("SD", "", seed=number + i, kind="PNG") for i in range(2)]
+            first, second = ({"bytes": data, "path": None} for data in shapes)
+            rows = [
+                _mmmu("<image 1> Which colour has the shape?", ["red", "green", "blue"], "A", [first]),
+                _mmmu(
+                    "Is <image 1> larger than <image 2>? See <image 1>", ["yes", "no"], "B", [first, second]
+                ),
+                _mmmu("<image 1> How many shapes are there?", [], "1", [second]),
+            ]
+            for i, row in enumerate(rows):
+                row |= {"id": f"validation_{subject}_{i + 1}", "subfield": subject}
+            file = root / subject / "validation-00000-of-00001.parquet"
+            _write_parquet(file, rows, images=[f"image_{i}" for i in range(1, 8)])
+        configs = [
+            {"config_name": name, "data_files": [{"split": "validation", "path": f"{name}/validation-*"}]}
+            for name in subjects
+        ]
+        (root / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n", encoding="utf-8")
+    return Path(folder)
+
+
 def draw_picture(method: str, phrase: str, *, seed: int = 0, kind: Literal["JPEG", "PNG"] = "JPEG") -> bytes:
     """Return a small picture: "SD" shapes, "TYPO" the phrase in letters, "SD_TYPO" both, "blank" nothing.
 
@@ -227,34 +271,65 @@ def _row(phrase: str, question: str) -> dict[str, str]:
     }
 
 
+def _mmmu(question: str, options: list[str], answer: str, pictures: list[Any]) -> dict[str, Any]:
+    images = {f"image_{i + 1}": pictures[i] if i < len(pictures) else None for i in range(7)}
+    return {
+        "question": question,
+        "options": repr(options),
+        "explanation": "",
+        **images,
+        "img_type": "['Geometric Shapes']",
+        "answer": answer,
+        "topic_difficulty": "Easy",
+        "question_type": "multiple-choice" if options else "open",
+    }
+
+
 def _write_hub(folder: Path, rows: dict[str, dict[str, str]]) -> None:
+    for method in ("SD", "SD_TYPO", "TYPO", "Text_only"):
+        key = {"SD": "Rephrased Question(SD)", "Text_only": "Question"}.get(method, "Rephrased Question")
+        table: list[dict[str, Any]] = [
+            {
+                "id": i,
+                "question": row[key],
+                "image": None
+                if method == "Text_only"
+                else {"bytes": draw_picture(method, row["Key Phrase"], seed=int(i)), "path": None},
+            }
+            for i, row in rows.items()
+        ]
+        _write_parquet(folder / f"{method}-00000-of-00001.parquet", table, images=["image"])
+
+
+def _write_parquet(file: Path, rows: Sequence[dict[str, Any]], *, images: Sequence[str]) -> None:
+    """Write rows as the hub does: pictures as bytes and path, their columns named in the schema."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise DacoError("parquet files need pyarrow; pip install 'daco-rt[evaluate]'") from error
-    folder.mkdir(parents=True)
-    for method in ("SD", "SD_TYPO", "TYPO", "Text_only"):
-        key = {"SD": "Rephrased Question(SD)", "Text_only": "Question"}.get(method, "Rephrased Question")
-        table: dict[str, list[Any]] = {
-            "id": list(rows),
-            "question": [row[key] for row in rows.values()],
-            "image": [
-                None
-                if method == "Text_only"
-                else {"bytes": draw_picture(method, row["Key Phrase"], seed=int(i)), "path": None}
-                for i, row in rows.items()
-            ],
-        }
-        pyarrow.parquet.write_table(pyarrow.table(table), folder / f"{method}-00000-of-00001.parquet")
+    picture = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    columns = list(rows[0])
+    features = {
+        name: {"_type": "Image"} if name in images else {"dtype": "string", "_type": "Value"}
+        for name in columns
+    }
+    schema = pyarrow.schema(
+        [(name, picture if name in images else pyarrow.string()) for name in columns],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema), file)
 
 
 def write_json(file: Path, value: Any) -> None:
+    """Write a value as MM-SafetyBench writes its question files; folders are made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(value, indent=4), encoding="utf-8")
 
 
 def write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of equal keys as CSV with a header; folders are made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w", encoding="utf-8", newline="") as out:
         writer = csv.DictWriter(out, list(rows[0]))

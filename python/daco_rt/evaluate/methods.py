@@ -14,7 +14,7 @@ omp              matching pursuit over the dictionary, undesirable removed  dead
 elastic_net      the same with an elastic net                               deadband / median norm
 conditional      omp that acts only on prompts with enough undesirable dose threshold of the dose
 sae              undesirable latents scaled by ``gain``, plus γ             deadband / median norm
-random           omp that removes random neutral atoms, fired as often      deadband that is matched
+random           what it controls (``of``), with random neutral atoms        that of what it controls
 bundle, pack     what is there already, under named policies                –
 ===============  =========================================================  =======================
 
@@ -31,15 +31,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daco_rt.artifacts import ConceptDictionary, load_sae
+from daco_rt.artifacts import ConceptDictionary, open_artifact
 from daco_rt.errors import DacoError, PolicyError, did_you_mean
-from daco_rt.steering import (
-    PolicySpec,
-    compile_actadd_pack,
-    compile_affine_pack,
-    compile_pursuit_pack,
-    compile_sae_pack,
-)
+from daco_rt.steering import compile_actadd_pack, compile_affine_pack
 
 SAFE_PROMPT = (
     "You are a careful assistant. If a question, or a picture that comes with it, asks for something "
@@ -57,13 +51,17 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "elastic_net": ("blocks", "positions", "tau", "alpha", "gain", "gamma", "deadband", "sweep"),
     "conditional": ("blocks", "positions", "k", "gain", "deadband", "sign"),
     "sae": ("blocks", "positions", "saes", "eta", "gain", "gamma", "deadband", "sweep"),
-    "random": ("blocks", "positions", "k", "gain", "seed", "sign"),
+    "random": ("blocks", "positions", "k", "gain", "sign", "match", "seed", "seeds"),
     "bundle": ("path", "policies"),
     "pack": ("path", "policies"),
 }
 """Kind → the options that it takes."""
 _UNSWEPT = ("none", "system_prompt", "bundle", "pack")
 _SWEEPS = ("deadband", "gain", "gamma")
+CONTROLLED = ("omp", "elastic_net", "sae")
+"""Kinds that a random control can control: those that take atoms out of a code."""
+MATCHES = ("firing", "dose", "both")
+"""What a random control has in common with what it controls."""
 
 Codes = Mapping[int, tuple[NDArray[np.int32], NDArray[np.float32]]]
 """Block → support indices and values, each [rows, k], as observed."""
@@ -74,6 +72,16 @@ Observe = Callable[[Path], Codes]
 @dataclass(frozen=True)
 class Method:
     """A method as a configuration names it.
+
+    Attributes
+    ----------
+    name, kind : str
+    strengths : tuple of float
+    options : mapping
+    controls : Method or None
+        Of kind "random": the method whose atoms are replaced by random ones; its strengths are this one's.
+    pool : str
+        Methods of one pool are repetitions of one thing, such as SAEs trained from several seeds.
 
     Raises
     ------
@@ -90,6 +98,8 @@ class Method:
     kind: str
     strengths: tuple[float, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    controls: Method | None = None
+    pool: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in OPTIONS:
@@ -116,13 +126,52 @@ class Method:
             raise DacoError(
                 f"method '{self.name}': sweep {sweep!r} is unknown{did_you_mean(str(sweep), _SWEEPS)}"
             )
+        match = self.options.get("match", "firing")
+        if match not in MATCHES:
+            raise DacoError(
+                f"method '{self.name}': match {match!r} is unknown{did_you_mean(str(match), MATCHES)}"
+            )
+        seeds = self.options.get("seeds", [0])
+        if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
+            raise DacoError(f"method '{self.name}': seeds must be a list of integers from 0, got {seeds!r}")
 
     @property
     def labels(self) -> dict[str, float | None]:
         """Variant → strength, as tables and files name them."""
+        if self.kind in ("bundle", "pack") and len(self.policies) > 1:
+            return {f"{self.name}@{policy}": None for policy in self.policies}
         if not self.strengths:
             return {self.name: None}
         return {f"{self.name}@{value:g}": value for value in self.strengths}
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The named policies of kinds "bundle" and "pack"."""
+        named = self.options.get("policies", ["default"])
+        return (str(named),) if isinstance(named, str) else tuple(map(str, named))
+
+    @property
+    def recipe(self) -> list[Any]:
+        """What the method is made from, strengths apart; any JSON."""
+        own: list[Any] = [self.kind, dict(sorted(self.options.items()))]
+        return own if self.controls is None else [*own, self.controls.recipe]
+
+    @property
+    def draws(self) -> tuple[int | None, ...]:
+        """Seeds of a random control's draws, (None,) for a single one: repetitions of each variant."""
+        seeds = self.options.get("seeds", [0])
+        return tuple(seeds) if len(seeds) > 1 else (None,)
+
+
+def drawn(variant: str, draw: int | None) -> str:
+    """Return the name of one draw of a variant, of its policy and its files.
+
+    Example
+    -------
+    >>> drawn("control@0.3", 2), drawn("pursuit@0.3", None)
+    ('control@0.3-d2', 'pursuit@0.3')
+    """
+    return variant if draw is None else f"{variant}-d{draw}"
 
 
 @dataclass(frozen=True)
@@ -132,7 +181,7 @@ class Built:
     Attributes
     ----------
     policies : dict of str to str
-        Variant → policy that it runs under.
+        Variant (or one draw of it, see `drawn`) → policy that it runs under.
     pack, bundle : Path or None
         What holds those policies; neither for methods that leave the model alone.
     system : str or None
@@ -147,6 +196,24 @@ class Built:
     bundle: Path | None = None
     system: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def checksum(self) -> str | None:
+        """Of the pack or bundle; None for methods that leave the model alone."""
+        if self.pack is not None:
+            return checksum_of(self.pack, "pack")
+        return None if self.bundle is None else checksum_of(self.bundle, "bundle")
+
+
+def checksum_of(path: str | Path, kind: str) -> str:
+    """Return the checksum that an artifact's manifest records, without reading its files.
+
+    Raises
+    ------
+    ArtifactError
+        There is no such artifact.
+    """
+    return str(open_artifact(path, kind, verify=False).manifest["checksum"])
 
 
 def build_method(
@@ -182,67 +249,35 @@ def build_method(
         raise DacoError(
             f"method '{method.name}': kind {kind} is made from a dictionary; name one in the configuration"
         )
-    _indices(dictionary, "undesirable", method)
+    from daco_rt.evaluate.coded import compile_coded, specs_of
+
+    indices(dictionary, "undesirable", method)
     pack = folder / method.name
-    policies = {label: label for label in method.labels}
+    policies = {drawn(label, draw): drawn(label, draw) for label in method.labels for draw in method.draws}
     notes: dict[str, Any] = {}
     if kind == "actadd":
         _actadd(method, dictionary, pack)
     elif kind == "projection":
         _projection(method, dictionary, pack)
-    elif kind == "sae":
-        _sae(method, dictionary, pack)
     elif kind == "random":
-        notes = _random(method, dictionary, pack, folder, observe)
+        from daco_rt.evaluate.controls import compile_control
+
+        notes = compile_control(method, dictionary, pack, observe)
     else:
-        _pursuit(method, dictionary, pack)
+        compile_coded(method, dictionary, pack, specs_of(method))
     return Built(method, policies, pack=pack, notes=notes)
 
 
-def matched_deadband(codes: Codes, norms: Mapping[int, float], atoms: Sequence[int], share: float) -> float:
-    """Return the deadband at which these atoms fire on a share of all rows, pooled over blocks.
-
-    A row fires if one of the atoms has a code above deadband · median norm; atoms have unit length. Where the
-    atoms fire on fewer rows even at 0, 0 is returned: compare `firing_share` with what was asked.
-
-    Example
-    -------
-    >>> codes = {3: (np.array([[0, 1], [1, 2]], np.int32), np.array([[2.0, 1.0], [4.0, 3.0]], np.float32))}
-    >>> round(matched_deadband(codes, {3: 1.0}, [1], 0.5), 3)
-    1.0
-    """
-    peaks = np.sort(_peaks(codes, norms, atoms))[::-1]
-    wanted = round(share * len(peaks))
-    return float(peaks[wanted]) if wanted < len(peaks) else 0.0
-
-
-def firing_share(codes: Codes, norms: Mapping[int, float], atoms: Sequence[int], deadband: float) -> float:
-    """Return the share of rows, pooled over blocks, on which one of the atoms is above the deadband."""
-    peaks = _peaks(codes, norms, atoms)
-    return float((peaks > deadband).mean()) if len(peaks) else 0.0
-
-
-def _peaks(codes: Codes, norms: Mapping[int, float], atoms: Sequence[int]) -> NDArray[np.float64]:
-    """Each row's strongest code among the atoms, over the block's median norm; 0 where none is active."""
-    found = []
-    for block, (index, value) in codes.items():
-        chosen = np.isin(index, np.asarray(atoms))
-        strength = np.where(chosen, np.abs(value), 0).max(axis=-1, initial=0.0)
-        found.append(strength.astype(np.float64).ravel() / norms[block])
-    return np.concatenate(found) if found else np.zeros(0)
-
-
 def _there(method: Method) -> Built:
-    named = method.options.get("policies", ["default"])
-    names = [named] if isinstance(named, str) else list(named)
-    if "path" not in method.options or not names:
+    if "path" not in method.options or not method.policies:
         raise DacoError(f"method '{method.name}': kind {method.kind} needs the path of one, and policies")
     path = Path(method.options["path"])
-    labels = {method.name if len(names) == 1 else f"{method.name}@{name}": str(name) for name in names}
+    labels = dict(zip(method.labels, method.policies, strict=True))
     return Built(method, labels, **{method.kind: path})  # type: ignore[arg-type]
 
 
-def _blocks(method: Method, dictionary: ConceptDictionary) -> tuple[int, ...]:
+def blocks_of(method: Method, dictionary: ConceptDictionary) -> tuple[int, ...]:
+    """Return the blocks that a method acts on, by default all of the dictionary."""
     from daco_rt.steering.policy_file import parse_blocks
 
     if "blocks" not in method.options:
@@ -255,7 +290,8 @@ def _blocks(method: Method, dictionary: ConceptDictionary) -> tuple[int, ...]:
     return blocks
 
 
-def _indices(dictionary: ConceptDictionary, label: str, method: Method) -> list[int]:
+def indices(dictionary: ConceptDictionary, label: str, method: Method) -> list[int]:
+    """Return the concepts of a label; a method that needs them is refused where there are none."""
     found = [concept.index for concept in dictionary.concepts if concept.label == label]
     if not found:
         raise DacoError(f"method '{method.name}': dictionary {dictionary.path} labels nothing {label}")
@@ -268,9 +304,9 @@ def _unit(dictionary: ConceptDictionary, block: int, rows: Sequence[int]) -> NDA
 
 
 def _actadd(method: Method, dictionary: ConceptDictionary, pack: Path) -> None:
-    bad = _indices(dictionary, "undesirable", method)
-    good = _indices(dictionary, "desirable", method)
-    blocks = _blocks(method, dictionary)
+    bad = indices(dictionary, "undesirable", method)
+    good = indices(dictionary, "desirable", method)
+    blocks = blocks_of(method, dictionary)
     directions = {
         block: (_unit(dictionary, block, good).mean(0) - _unit(dictionary, block, bad).mean(0)).astype(
             np.float32
@@ -284,17 +320,17 @@ def _actadd(method: Method, dictionary: ConceptDictionary, pack: Path) -> None:
         median_norm=dictionary.median_norm,
         strengths=_strengths(method),
         overwrite=True,
-        **_taken(method, "positions", "max_dose", "keep_norm"),
+        **taken(method, "positions", "max_dose", "keep_norm"),
     )
 
 
 def _projection(method: Method, dictionary: ConceptDictionary, pack: Path) -> None:
-    bad = _indices(dictionary, "undesirable", method)
+    bad = indices(dictionary, "undesirable", method)
     rank = min(int(method.options.get("rank", 16)), len(bad), dictionary.dim)
     if rank < 1:
         raise DacoError(f"method '{method.name}': rank must be 1 or more, got {method.options['rank']}")
     directions = {}
-    for block in _blocks(method, dictionary):
+    for block in blocks_of(method, dictionary):
         _, _, basis = np.linalg.svd(_unit(dictionary, block, bad), full_matrices=False)
         directions[block] = basis[:rank]
     compile_affine_pack(
@@ -305,98 +341,14 @@ def _projection(method: Method, dictionary: ConceptDictionary, pack: Path) -> No
         means={block: dictionary.mean(block) for block in directions},
         strengths=_strengths(method),
         overwrite=True,
-        **_taken(method, "positions", "positive_only"),
+        **taken(method, "positions", "positive_only"),
     )
-
-
-def _pursuit(method: Method, dictionary: ConceptDictionary, pack: Path) -> None:
-    coder: dict[str, Any] = {"coder": "elastic_net"} if method.kind == "elastic_net" else {}
-    compile_pursuit_pack(
-        dictionary,
-        pack,
-        policies=_specs(method),
-        blocks=_blocks(method, dictionary),
-        overwrite=True,
-        **coder,
-        **_taken(method, "k", "sign", "tau", "alpha"),
-    )
-
-
-def _sae(method: Method, dictionary: ConceptDictionary, pack: Path) -> None:
-    from daco_rt.sae.annotate import label_latents
-
-    folders = method.options.get("saes")
-    if not isinstance(folders, Mapping) or not folders:
-        raise DacoError(f"method '{method.name}': saes must map block numbers to folders")
-    saes = {int(block): load_sae(folder) for block, folder in folders.items()}
-    concepts = None
-    if "eta" in method.options:
-        eta = float(method.options["eta"])
-        concepts = {block: label_latents(sae, dictionary, eta=eta) for block, sae in saes.items()}
-    compile_sae_pack(
-        saes,
-        pack,
-        median_norm=dictionary.median_norm,
-        policies=_specs(method),
-        concepts=concepts,
-        model=dictionary.model if all(sae.model is None for sae in saes.values()) else None,
-        overwrite=True,
-    )
-
-
-def _random(
-    method: Method, dictionary: ConceptDictionary, pack: Path, folder: Path, observe: Observe | None
-) -> dict[str, Any]:
-    if observe is None:
-        raise DacoError(f"method '{method.name}': matching how often atoms fire needs a model to observe")
-    bad = _indices(dictionary, "undesirable", method)
-    neutral = _indices(dictionary, "neutral", method)
-    draw = np.random.default_rng(int(method.options.get("seed", 0)))
-    drawn = sorted(draw.choice(neutral, size=min(len(bad), len(neutral)), replace=False).tolist())
-    blocks = _blocks(method, dictionary)
-    k = int(method.options.get("k", 16))
-    watched = folder / f"{method.name}-observed"
-    compile_pursuit_pack(
-        dictionary, watched, k=k, k_out=k, blocks=blocks, overwrite=True, **_taken(method, "sign")
-    )
-    codes = observe(watched)
-    specs, notes = [], {}
-    for label, strength in method.labels.items():
-        assert strength is not None
-        share = firing_share(codes, dictionary.median_norm, bad, strength)
-        deadband = matched_deadband(codes, dictionary.median_norm, drawn, share)
-        specs.append(
-            PolicySpec(
-                label,
-                latents=tuple(drawn),
-                deadband=deadband,
-                description=f"removes {len(drawn)} random neutral atoms",
-                **_taken(method, "gain", "positions"),
-            )
-        )
-        notes[label] = {
-            "firing share of undesirable atoms": share,
-            "firing share of random atoms": firing_share(codes, dictionary.median_norm, drawn, deadband),
-            "matched deadband": deadband,
-        }
-    compile_pursuit_pack(
-        dictionary, pack, policies=specs, k=k, blocks=blocks, overwrite=True, **_taken(method, "sign")
-    )
-    return {"atoms": len(drawn), **notes}
-
-
-def _specs(method: Method) -> list[PolicySpec]:
-    """One policy a strength; the swept number overrides the option of that name."""
-    swept = "condition" if method.kind == "conditional" else str(method.options.get("sweep", "deadband"))
-    # A gate observes the prompt, so its policy acts on what comes after.
-    fixed: dict[str, Any] = {"positions": "generated"} if method.kind == "conditional" else {}
-    fixed |= _taken(method, "gain", "gamma", "deadband", "positions")
-    return [PolicySpec(label, **(fixed | {swept: strength})) for label, strength in method.labels.items()]
 
 
 def _strengths(method: Method) -> dict[str, float]:
     return {label: strength for label, strength in method.labels.items() if strength is not None}
 
 
-def _taken(method: Method, *names: str) -> dict[str, Any]:
+def taken(method: Method, *names: str) -> dict[str, Any]:
+    """Return those of a method's options that are given."""
     return {name: method.options[name] for name in names if name in method.options}

@@ -146,6 +146,40 @@ def paired_p(differences: Sequence[Sequence[float]]) -> float | None:
     return permutation_test([float(np.mean(group)) for group in kept])
 
 
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return p-values corrected for being several, by Holm's step-down method, in their order.
+
+    Example
+    -------
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    found, least = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[i]))
+        found[i] = least
+    return found
+
+
+def over_seeds(values: Sequence[float], *, level: float = 0.95) -> Estimate:
+    """Return the mean over repetitions with Student's t interval; of fewer than two the interval is NaN.
+
+    Example
+    -------
+    >>> low, high = over_seeds([0.1, 0.2, 0.3])[1:3]
+    >>> round(low, 3), round(high, 3)
+    (-0.048, 0.448)
+    """
+    found = np.asarray(values, np.float64)
+    n = len(found)
+    mean = float(found.mean()) if n else math.nan
+    if n < 2:
+        return Estimate(mean, math.nan, math.nan, n)
+    half = _t_quantile(0.5 + level / 2, n - 1) * float(found.std(ddof=1)) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
 def permutation_test(differences: ArrayLike, *, draws: int = 10_000, seed: int = 0) -> float:
     """Return the two-sided p-value of a paired permutation test: is the mean difference 0?
 
@@ -289,3 +323,15 @@ def _normal_quantile(p: float) -> float:
     from statistics import NormalDist
 
     return NormalDist().inv_cdf(p)
+
+
+def _t_quantile(p: float, freedom: int) -> float:
+    """The quantile of Student's t above its median.
+
+    With t = √ν · tan θ the distribution function is an integral of cos^(ν − 1) over θ, which is smooth.
+    """
+    angles = np.linspace(0, math.pi / 2, 20_001)
+    density = np.cos(angles) ** (freedom - 1)
+    area = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    angle = float(np.interp(p - 0.5, area / area[-1] / 2, angles))
+    return math.sqrt(freedom) * math.tan(angle)

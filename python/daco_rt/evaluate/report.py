@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,32 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from daco_rt._files import atomic_file
-from daco_rt.evaluate.content import Example, Figure, Section, Table, build_sections, require, share
+from daco_rt.evaluate.claim import claim_sections, read_section
+from daco_rt.evaluate.comparisons import compare, repeated
+from daco_rt.evaluate.config import EvaluationConfig
+from daco_rt.evaluate.content import build_sections, require
+from daco_rt.evaluate.page import markdown, page
+from daco_rt.evaluate.parts import Figure, Section, share
+from daco_rt.evaluate.protocol_run import ProtocolRun
+from daco_rt.evaluate.reading import against_judges, by_variant, read_sample
 from daco_rt.evaluate.run import Evaluation
 from daco_rt.evaluate.summary import Numbers, summarise
-
-STYLE = """\
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto;
-  padding: 0 1.2rem; max-width: 72rem; }
-h1 { font-size: 1.6rem; margin-bottom: .3rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; }
-p { max-width: 52rem; margin: .4rem 0 .8rem; } nav a { margin-right: .9rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: .6rem 0 1rem; font-size: .88rem;
-  font-variant-numeric: tabular-nums; }
-td { white-space: nowrap; } td.left { white-space: normal; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th { border-bottom: 2px solid #999; font-weight: 600; } .left { text-align: left; }
-figure { margin: .8rem 0; } figure svg { max-width: 100%; height: auto; }
-details { margin: .5rem 0; border: 1px solid #ddd; border-radius: 4px; padding: .4rem .8rem; }
-summary { cursor: pointer; } .tag { color: #666; font-size: .85rem; }
-.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .8rem;
-  margin: .6rem 0; }
-.answers > div { background: #f6f6f6; border-radius: 4px; padding: .5rem .7rem; overflow-wrap: anywhere; }
-.answers b { display: block; font-size: .85rem; }
-.answers pre { white-space: pre-wrap; font: inherit; margin: .2rem 0; }
-code { background: #f2f2f2; padding: .1rem .3rem; border-radius: 3px; }
-"""
 
 
 @dataclass(frozen=True)
@@ -85,107 +68,77 @@ def write_report(evaluation: Evaluation) -> Report:
     require(evaluation)
     numbers = summarise(evaluation)
     sections = build_sections(evaluation, numbers)
-    title = f"Evaluation of {Path(evaluation.config.checkpoint).name}"
-    output = evaluation.output
+    _read(evaluation, evaluation.output, sections)
+    record = {"run": "run.json", "numbers": [n.to_json() for n in numbers]}
+    files = _write(evaluation.output, _title(evaluation.config), sections, record)
+    return Report(files, tuple(numbers))
+
+
+def write_protocol_report(run: ProtocolRun) -> Report:
+    """Write the report of both parts, of the development part alone where nothing has been chosen yet.
+
+    Raises
+    ------
+    DacoError
+        A cell is not finished, or matplotlib is not installed.
+
+    Example
+    -------
+    >>> write_protocol_report(ProtocolRun(read_config("mine.yaml"))).numbers[0].variant  # doctest: +SKIP
+    'none'
+    """
+    require(run.development)
+    development = summarise(run.development)
+    evaluation, chosen = run.test, run.chosen
+    record: dict[str, Any] = {"runs": ["dev/run.json"], "chosen": chosen}
+    if evaluation is None or chosen is None:
+        sections = claim_sections(run, development, [], [], [])
+        record |= {"numbers": [], "development": [n.to_json() for n in development]}
+        files = _write(run.output, _title(run.config), sections, record)
+        return Report(files, tuple(development))
+    require(evaluation)
+    test = summarise(evaluation)
+    comparisons = compare(evaluation, run.protocol, chosen["chosen"])
+    repetitions = repeated(evaluation, run.protocol, chosen["chosen"])
+    sections = claim_sections(run, development, test, comparisons, repetitions)
+    _read(evaluation, run.output, sections)
+    record["runs"].append("test/run.json")
+    record |= {
+        "numbers": [n.to_json() for n in test],
+        "comparisons": [c.to_json() for c in comparisons],
+        "repetitions": [r.to_json() for r in repetitions],
+        "development": [n.to_json() for n in development],
+    }
+    files = _write(run.output, _title(run.config), sections, record)
+    return Report(files, tuple(test))
+
+
+def _title(config: EvaluationConfig) -> str:
+    return f"Evaluation of {Path(config.checkpoint).name}"
+
+
+def _read(evaluation: Evaluation, folder: Path, sections: list[Section]) -> None:
+    """Add what a person has read, before the commands."""
+    rows = read_sample(folder)
+    if rows:
+        sections.insert(-1, read_section(by_variant(rows), against_judges(evaluation, rows)))
+
+
+def _write(output: Path, title: str, sections: Sequence[Section], record: dict[str, Any]) -> tuple[Path, ...]:
     figures = {
         output / "figures" / f"{part.name}.svg": part.svg
         for section in sections
         for part in section.parts
         if isinstance(part, Figure)
     }
-    record = {"title": title, "run": "run.json", "numbers": [n.to_json() for n in numbers]}
     texts = {
         output / "report.md": markdown(title, sections),
         output / "report.html": page(title, sections),
-        output / "report.json": json.dumps(record, indent=1, ensure_ascii=False) + "\n",
+        output / "report.json": json.dumps({"title": title, **record}, indent=1, ensure_ascii=False) + "\n",
         **figures,
     }
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             file.write(text.encode())
-    return Report(tuple(path for path in texts if path not in figures), tuple(numbers))
-
-
-def markdown(title: str, sections: Sequence[Section]) -> str:
-    """Return the sections as Markdown; figures are links to ``figures/``."""
-    lines = [f"# {title}", ""]
-    for section in sections:
-        lines += [f"## {section.title}", ""]
-        if section.text:
-            lines += [section.text, ""]
-        for part in section.parts:
-            if isinstance(part, Table):
-                rules = ["---" if i < part.left else "---:" for i in range(len(part.titles))]
-                lines += [_row(part.titles), _row(rules), *map(_row, part.rows), ""]
-            elif isinstance(part, Figure):
-                lines += [f"![{part.alt}](figures/{part.name}.svg)", ""]
-            else:
-                lines += [f"**{part.category}** — {_plain(part.question)}", ""]
-                for variant, (text, removed) in part.answers.items():
-                    gone = f" *(removed: {removed})*" if removed else ""
-                    lines.append(f"- **{variant}**: {_plain(text)}{gone}")
-                lines.append("")
-    return "\n".join(lines)
-
-
-def page(title: str, sections: Sequence[Section]) -> str:
-    """Return the sections as one HTML page with everything inside; it loads nothing and runs no script."""
-    links = "".join(f'<a href="#s{i}">{html.escape(s.title)}</a>' for i, s in enumerate(sections))
-    body = [f"<h1>{html.escape(title)}</h1>", f"<nav>{links}</nav>"]
-    for i, section in enumerate(sections):
-        body.append(f'<h2 id="s{i}">{html.escape(section.title)}</h2>')
-        if section.text:
-            body.append(f"<p>{_inline(section.text)}</p>")
-        for part in section.parts:
-            if isinstance(part, Table):
-                body.append(_table(part))
-            elif isinstance(part, Figure):
-                body.append(f'<figure role="img" aria-label="{html.escape(part.alt)}">{part.svg}</figure>')
-            else:
-                body.append(_example(part))
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title>'
-    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    return f'<!doctype html>\n<html lang="en"><head>{head}\n<style>\n{STYLE}</style></head>\n<body>\n' + (
-        "\n".join(body) + "\n</body></html>\n"
-    )
-
-
-def _table(table: Table) -> str:
-    def cells(tag: str, row: Sequence[str]) -> str:
-        return "".join(
-            f'<{tag} class="left">{html.escape(c)}</{tag}>'
-            if i < table.left
-            else f"<{tag}>{html.escape(c)}</{tag}>"
-            for i, c in enumerate(row)
-        )
-
-    rows = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows)
-    head = f"<tr>{cells('th', table.titles)}</tr>"
-    return f'<div class="scroll"><table><thead>{head}</thead>\n<tbody>{rows}</tbody></table></div>'
-
-
-def _example(example: Example) -> str:
-    boxes = []
-    for variant, (text, removed) in example.answers.items():
-        gone = f'<span class="tag">removed: {html.escape(removed)}</span>' if removed else ""
-        boxes.append(f"<div><b>{html.escape(variant)}</b><pre>{html.escape(text)}</pre>{gone}</div>")
-    head = f'<span class="tag">{html.escape(example.category)}</span> {html.escape(example.question)}'
-    return f'<details open><summary>{head}</summary><div class="answers">{"".join(boxes)}</div></details>'
-
-
-def _inline(text: str) -> str:
-    parts = html.escape(text).split("`")
-    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _plain(text: str) -> str:
-    """Text of a model on one line, in which nothing is markup."""
-    flat = " ".join(text.split())
-    for sign in "\\`*_<>[]|#":
-        flat = flat.replace(sign, f"\\{sign}")
-    return flat
+    return tuple(path for path in texts if path not in figures)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,37 +16,43 @@ from typing import Any
 import numpy as np
 
 from daco_rt._files import atomic_file
-from daco_rt.artifacts import ConceptDictionary, load_dictionary
-from daco_rt.dictionary import dictionary_for
 from daco_rt.errors import DacoError
-from daco_rt.evaluate.benchmarks import load_benchmark
 from daco_rt.evaluate.config import EvaluationConfig
 from daco_rt.evaluate.judges import Verdict, make_judge
-from daco_rt.evaluate.methods import Built, Codes, Method, build_method
+from daco_rt.evaluate.methods import Built, Method, drawn
 from daco_rt.evaluate.provenance import provenance
 from daco_rt.evaluate.rows import RowFile, read_rows
 from daco_rt.evaluate.samples import Benchmark, Sample
-from daco_rt.evaluate.subject import Answer, Ask, BundleSubject, Subject
+from daco_rt.evaluate.subject import Answer, Subject
+from daco_rt.evaluate.workshop import Workshop, ask_for
 from daco_rt.progress import progress
-
-OBSERVED_PROMPTS = 32
-"""Questions of the development part on which the random-atom control is matched."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One file of answers."""
+    """One file of answers. ``draw`` is the seed of a random control's draw, where there are several."""
 
     variant: str
     method: str
     strength: float | None
     benchmark: str
     seed: int
+    draw: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The variant, or the draw of it that this is."""
+        return drawn(self.variant, self.draw)
 
     @property
     def stem(self) -> str:
         """Where its rows lie, below ``answers`` and ``verdicts/{judge}``."""
-        return f"{self.benchmark}/{self.variant}-s{self.seed}"
+        return f"{self.benchmark}/{self.name}-s{self.seed}"
+
+    @property
+    def plain(self) -> Cell:
+        """The unsteered answers to the same questions under the same seed."""
+        return Cell("none", "none", None, self.benchmark, self.seed)
 
 
 class Evaluation:
@@ -54,35 +61,51 @@ class Evaluation:
     Parameters
     ----------
     config : what to run.
+    workshop : where methods are made ready; by default one in the run's own folder.
+    only : variants that run; by default all.
+    packs : method → checksum of the pack that it must have; others are refused.
 
     Example
     -------
     >>> Evaluation(read_config("configs/evaluate-pocket.yaml")).run()               # doctest: +SKIP
     """
 
-    def __init__(self, config: EvaluationConfig) -> None:
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        *,
+        workshop: Workshop | None = None,
+        only: Collection[str] | None = None,
+        packs: Mapping[str, str] | None = None,
+    ) -> None:
         self.config = config
         self.output = config.output
-        self._loaded: Subject | None = None
-        self.benchmarks: dict[str, Benchmark] = {}
-        self._whole: dict[str, Benchmark] = {}
-        for name, data in config.benchmarks.items():
-            whole = load_benchmark(data.kind, data.path, **data.options)
-            self._whole[name] = whole
-            self.benchmarks[name] = whole.part(
+        self.workshop = Workshop(config, config.output) if workshop is None else workshop
+        self._only, self._packs = only, dict(packs or {})
+        self.benchmarks: dict[str, Benchmark] = {
+            name: self.workshop.benchmarks[name].part(
                 config.part, dev=config.dev, seed=config.split_seed, limit=data.limit
             )
+            for name, data in config.benchmarks.items()
+        }
 
     @property
     def cells(self) -> list[Cell]:
         """Every cell, the unsteered model's first."""
         return [
-            Cell(variant, method.name, strength, benchmark, seed)
+            Cell(variant, method.name, strength, benchmark, seed, draw)
             for method in self.config.methods.values()
-            for variant, strength in method.labels.items()
+            for variant, strength in self.variants(method).items()
             for benchmark in self.benchmarks
+            for draw in method.draws
             for seed in self.config.seeds
         ]
+
+    def variants(self, method: Method) -> dict[str, float | None]:
+        """Return those variants of a method that run, with their strengths."""
+        return {
+            name: value for name, value in method.labels.items() if self._only is None or name in self._only
+        }
 
     def run(self) -> None:
         """Generate, measure and judge whatever is missing.
@@ -146,15 +169,20 @@ class Evaluation:
             return None
         return {row["id"]: row["nats"] for row in read_rows(path)}
 
-    def neutral_nats(self, variant: str) -> list[list[float]] | None:
-        """Return −ln p by token of each neutral passage under a variant; None if it was not measured."""
-        path = self._perplexity_file(variant)
-        if not path.is_file():
+    def neutral_nats(self, method: str, variant: str) -> list[list[float]] | None:
+        """Return −ln p by token of each neutral passage under a variant, draws one after the other; None if
+        it was not measured.
+        """
+        paths = [self._perplexity_file(drawn(variant, draw)) for draw in self.config.methods[method].draws]
+        if not all(path.is_file() for path in paths):
             return None
-        return [row["nats"] for row in read_rows(path)]
+        rows = [[row["nats"] for row in read_rows(path)] for path in paths]
+        return [[nats for draw in passage for nats in draw] for passage in zip(*rows, strict=True)]
 
     def seconds(self, variant: str) -> list[tuple[float, float]] | None:
-        """Return pairs of seconds a token, unsteered and under a variant; None if they were not measured."""
+        """Return pairs of seconds a token, unsteered and under a variant (its first draw); None if they were
+        not measured.
+        """
         path = self._timing_file(variant)
         if not path.is_file():
             return None
@@ -163,29 +191,38 @@ class Evaluation:
     # ---- one method
 
     def _run_method(self, method: Method) -> None:
-        built = build_method(method, self._dictionary(method), self.output / "packs", observe=self._observe)
-        subject = self._subject(built)
-        self._note(built)
-        for cell in self.cells:
-            if cell.method == method.name:
-                self._generate(cell, built, subject)
-        for cell in self.cells:
-            if cell.method == method.name and cell.benchmark in self.config.divergence:
+        built = self.workshop.build(method)
+        checksum = built.checksum
+        if self._packs.get(method.name, checksum) != checksum:
+            raise DacoError(
+                f"{self.output}: method '{method.name}' is made of another pack than the one whose strength "
+                "was chosen (its dictionary, SAEs or the program changed); choose another output folder"
+            )
+        subject = self.workshop.subject(built)
+        cells = [cell for cell in self.cells if cell.method == method.name]
+        for cell in cells:
+            self._generate(cell, built, subject)
+        for cell in cells:
+            if cell.benchmark in self.config.divergence:
                 self._diverge(cell, built, subject)
+        variants = self.variants(method)
         if self.config.timing:
-            for variant in method.labels:
-                self._time(variant, method, built, subject)
+            for variant, strength in variants.items():
+                self._time(
+                    variant, drawn(variant, method.draws[0]), self._setting(method, strength), built, subject
+                )
         # A system prompt stands outside raw text, so its perplexity would be the model's own.
         if self.config.perplexity and built.system is None:
-            for variant in method.labels:
-                self._perplex(variant, method, built, subject)
+            for variant, strength in variants.items():
+                for draw in method.draws:
+                    self._perplex(drawn(variant, draw), self._setting(method, strength), built, subject)
 
     def _generate(self, cell: Cell, built: Built, subject: Subject) -> None:
         rows = RowFile(self._file("answers", cell), self._header(cell))
         if rows.complete:
             return
         samples = [s for s in self.benchmarks[cell.benchmark].samples if s.id not in rows.rows]
-        title = f"{cell.variant} on {cell.benchmark}" + (f", seed {cell.seed}" if cell.seed else "")
+        title = f"{cell.name} on {cell.benchmark}" + (f", seed {cell.seed}" if cell.seed else "")
         with progress(title, total=len(samples)) as advance:
 
             def keep(start: int, answers: list[Answer]) -> None:
@@ -195,8 +232,8 @@ class Evaluation:
                 advance(len(answers))
 
             subject.answer(
-                [_ask(s, built) for s in samples],
-                policy=built.policies[cell.variant],
+                [ask_for(s, built) for s in samples],
+                policy=built.policies[cell.name],
                 max_new_tokens=self.config.max_new_tokens,
                 temperature=self.config.temperature,
                 seeds=[_seed(s, cell.seed) for s in samples],
@@ -212,7 +249,7 @@ class Evaluation:
         rows = RowFile(self._file("divergence", cell), self._header(cell))
         if rows.complete:
             return
-        reference = self.answers(Cell("none", "none", None, cell.benchmark, cell.seed))
+        reference = self.answers(cell.plain)
         samples = [
             s
             for s in self.benchmarks[cell.benchmark].samples
@@ -224,12 +261,12 @@ class Evaluation:
             rows.finish()
             return
         size = subject.batch_size
-        with progress(f"{cell.variant}: divergence on {cell.benchmark}", total=len(samples)) as advance:
+        with progress(f"{cell.name}: divergence on {cell.benchmark}", total=len(samples)) as advance:
             for start in range(0, len(samples), size):
                 part, given = samples[start : start + size], tokens[start : start + size]
-                plain = subject.logits([_ask(s, None) for s in part], given, policy="off")
+                plain = subject.logits([ask_for(s, None) for s in part], given, policy="off")
                 steered = subject.logits(
-                    [_ask(s, built) for s in part], given, policy=built.policies[cell.variant]
+                    [ask_for(s, built) for s in part], given, policy=built.policies[cell.name]
                 )
                 rows.append(
                     {"id": s.id, "nats": np.round(kl_nats(p, q), 9).tolist()}
@@ -238,23 +275,23 @@ class Evaluation:
                 advance(len(part))
         rows.finish()
 
-    def _perplex(self, variant: str, method: Method, built: Built, subject: Subject) -> None:
+    def _perplex(self, name: str, setting: dict[str, Any], built: Built, subject: Subject) -> None:
         from daco_rt.evaluate.perplexity import neutral_nats
 
-        rows = RowFile(self._perplexity_file(variant), self._setting(method, method.labels[variant]))
+        rows = RowFile(self._perplexity_file(name), setting)
         if rows.complete:
             return
-        nats = neutral_nats(subject, policy=built.policies[variant])
+        nats = neutral_nats(subject, policy=built.policies[name])
         rows.append(
             {"id": str(i), "nats": values} for i, values in enumerate(nats) if str(i) not in rows.rows
         )
         rows.finish()
 
-    def _time(self, variant: str, method: Method, built: Built, subject: Subject) -> None:
+    def _time(self, variant: str, name: str, setting: dict[str, Any], built: Built, subject: Subject) -> None:
         from daco_rt.evaluate.timing import paired_seconds
 
-        rows = RowFile(self._timing_file(variant), self._setting(method, method.labels[variant]))
-        policy = built.policies[variant]
+        rows = RowFile(self._timing_file(variant), setting)
+        policy = built.policies[name]
         # "off" against itself would only say how noisy the machine is.
         if rows.complete or policy == "off":
             return
@@ -265,8 +302,8 @@ class Evaluation:
     def _timing_file(self, variant: str) -> Path:
         return self.output / "timing" / f"{variant}.jsonl"
 
-    def _perplexity_file(self, variant: str) -> Path:
-        return self.output / "perplexity" / f"{variant}.jsonl"
+    def _perplexity_file(self, name: str) -> Path:
+        return self.output / "perplexity" / f"{name}.jsonl"
 
     def _done(self, method: Method) -> bool:
         for cell in self.cells:
@@ -278,64 +315,12 @@ class Evaluation:
             if not all(path.is_file() for path in wanted):
                 return False
         timed = self.config.timing and method.kind not in ("none", "system_prompt")
-        if timed and not all(self._timing_file(variant).is_file() for variant in method.labels):
+        if timed and not all(self._timing_file(variant).is_file() for variant in self.variants(method)):
             return False
         if not self.config.perplexity or method.kind == "system_prompt":
             return True
-        return all(self._perplexity_file(variant).is_file() for variant in method.labels)
-
-    def _subject(self, built: Built) -> Subject:
-        config = self.config
-        if config.engine == "torch" and built.bundle is None:
-            return self._torch(built)
-        if built.bundle is not None:
-            return BundleSubject(built.bundle, threads=config.threads, batch_size=config.batch_size)
-        from daco_rt.export import export_model
-
-        # Methods without a pack still run in a bundle: that of the model alone, made once.
-        if built.pack is None and self._loaded is not None:
-            return self._loaded
-        folder = self.output / "bundles" / ("plain" if built.pack is None else built.method.name)
-        export_model(
-            config.family, checkpoint=config.checkpoint, pack=built.pack, output=folder, overwrite=True
-        )
-        subject = BundleSubject(folder, threads=config.threads, batch_size=config.batch_size)
-        if built.pack is None:
-            self._loaded = subject
-        return subject
-
-    def _torch(self, built: Built) -> Subject:
-        from daco_rt.evaluate.torch_subject import TorchSubject
-
-        # One model for all methods: loading it again costs more than most cells.
-        if not isinstance(self._loaded, TorchSubject):
-            self._loaded = TorchSubject(
-                self.config.family, self.config.checkpoint, batch_size=self.config.batch_size
-            )
-        self._loaded.use(built.pack)
-        return self._loaded
-
-    def _observe(self, pack: Path) -> Codes:
-        """All codes of the development questions of the first harmful benchmark, under "observe"."""
-        config = self.config
-        name = next((n for n, b in self._whole.items() if b.samples[0].harmful), next(iter(self._whole)))
-        dev = self._whole[name].part(
-            "dev", dev=config.dev or 0.3, seed=config.split_seed, limit=OBSERVED_PROMPTS
-        )
-        built = Built(Method("observed", "none"), {}, pack=pack)
-        subject = self._subject(built)
-        return subject.observe([_ask(s, None) for s in dev.samples], max_new_tokens=config.max_new_tokens)
-
-    def _dictionary(self, method: Method) -> ConceptDictionary | None:
-        source = self.config.dictionary
-        if source == "built-in":
-            source = dictionary_for(self.config.checkpoint)
-            if source is None:
-                raise DacoError(
-                    f"{self.config.path}: checkpoint {self.config.checkpoint} has no built-in dictionary; "
-                    "name a folder by dictionary:"
-                )
-        return None if source is None else load_dictionary(source)
+        names = [drawn(variant, draw) for variant in self.variants(method) for draw in method.draws]
+        return all(self._perplexity_file(name).is_file() for name in names)
 
     # ---- what lies where
 
@@ -350,16 +335,18 @@ class Evaluation:
             "sha256": benchmark.card.sha256,
             "part": [config.part, config.dev, config.split_seed, len(benchmark.samples)],
             "seed": cell.seed,
+            **({} if cell.draw is None else {"draw": cell.draw}),
             "max_new_tokens": config.max_new_tokens,
             "temperature": config.temperature,
         }
 
     def _setting(self, method: Method, strength: float | None) -> dict[str, Any]:
+        dtype = self.config.dtype
         return {
             "model": self.config.checkpoint,
-            "engine": self.config.engine,
+            "engine": self.config.engine if dtype == "float32" else f"{self.config.engine} {dtype}",
             "dictionary": None if self.config.dictionary is None else str(self.config.dictionary),
-            "method": [method.kind, dict(sorted(method.options.items()))],
+            "method": method.recipe,
             "strength": strength,
         }
 
@@ -374,15 +361,6 @@ class Evaluation:
         }
         with atomic_file(self.output / "run.json") as file:
             file.write((json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
-
-    def _note(self, built: Built) -> None:
-        if built.notes:
-            with atomic_file(self.output / "packs" / f"{built.method.name}.notes.json") as file:
-                file.write((json.dumps(built.notes, indent=2) + "\n").encode())
-
-
-def _ask(sample: Sample, built: Built | None) -> Ask:
-    return Ask(sample.prompt, sample.image, None if built is None else built.system)
 
 
 def _seed(sample: Sample, seed: int) -> int:

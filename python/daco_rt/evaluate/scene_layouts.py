@@ -106,7 +106,8 @@ def write_scene_jailbreakv(folder: str | Path, *, questions: int = 12, seed: int
                     {
                         "id": len(rows),
                         "jailbreak_query": f"{JAILBREAK} {QUESTION}",
-                        "redteam_query": QUESTION,
+                        # Questions about one thing are variants of each other, and share a side of a split.
+                        "redteam_query": f"{QUESTION} It shows {concept.phrase}.",
                         "format": kind,
                         "policy": scenario.partition("-")[2].replace("_", " "),
                         "image_path": image,
@@ -118,7 +119,7 @@ def write_scene_jailbreakv(folder: str | Path, *, questions: int = 12, seed: int
         write_csv(root / "JailBreakV_28K.csv", rows)
         write_csv(root / "mini_JailBreakV_28K.csv", [row for row in rows if row["selected_mini"]])
         plain = [
-            {"id": row["id"], "question": QUESTION, "policy": row["policy"], "from": row["from"]}
+            {"id": row["id"], "question": row["redteam_query"], "policy": row["policy"], "from": row["from"]}
             for row in rows
         ]
         write_csv(root / "RedTeam_2K.csv", plain)

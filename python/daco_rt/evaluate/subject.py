@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daco_rt.errors import DacoError
+from daco_rt.evaluate.metrics import token_nats
 from daco_rt.runtime.request import GenerateRequest
 from daco_rt.runtime.sampling import Sampling
 from daco_rt.runtime.telemetry import BlockRows
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from daco_rt.runtime.generate import Generator
     from daco_rt.runtime.processor import Processor
     from daco_rt.runtime.telemetry import AnswerTelemetry
+
+PIECE = 2**26
+"""Most logits that are held at once while given answers are scored (a quarter of a gigabyte)."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +104,27 @@ class Answer:
         return asdict(self)
 
 
+class Score(NamedTuple):
+    """How likely a given answer is, token by token."""
+
+    nats: NDArray[np.float64]
+    """−ln p of each token, [n]."""
+    greedy: NDArray[np.bool_]
+    """Whether each is the most likely one, [n]."""
+    last: NDArray[np.float32]
+    """Logits [V] from which the last one would be chosen; a copy."""
+
+
 class Subject(ABC):
     """A model that answers under a policy and scores given answers.
 
-    ``batch_size`` is the most requests run together, ``processor`` tokenises and renders prompts.
+    ``batch_size`` is the most requests run together, ``processor`` tokenises and renders prompts,
+    ``max_length`` is the longest prompt plus answer in tokens.
     """
 
     batch_size: int
     processor: Processor
+    max_length: int
 
     @abstractmethod
     def _answer(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
@@ -118,10 +135,12 @@ class Subject(ABC):
         """Answer one batch under a policy other than "off" and return what was reported."""
 
     @abstractmethod
-    def _logits(
-        self, requests: Sequence[GenerateRequest], token_ids: Sequence[Sequence[int]]
-    ) -> list[NDArray[np.float32]]:
-        """Return, for one batch, the logits [n, V] from which each of the n given tokens would be chosen."""
+    def _forced(
+        self, requests: Sequence[GenerateRequest], token_ids: Sequence[Sequence[int]], width: int
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield, for one batch, the logits from which the given tokens would be chosen, in pieces of up to
+        ``width`` tokens [B, w, V], which a later piece may overwrite; rows after a row's own tokens mean
+        nothing. The requests leave room for the longest."""
 
     def run(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
         """Answer the runtime's own requests, in batches; one that cannot run is an answer with its error.
@@ -236,7 +255,58 @@ class Subject(ABC):
             batch = [
                 ask.request(policy, longest, Sampling(), 0) for ask in asks[start : start + self.batch_size]
             ]
-            yield from self._logits(batch, tokens)
+            whole = np.concatenate([piece.copy() for piece in self._forced(batch, tokens, longest)], axis=1)
+            yield from (whole[row, : len(ids)] for row, ids in enumerate(tokens))
+
+    def score(
+        self, requests: Sequence[GenerateRequest], token_ids: Sequence[Sequence[int]]
+    ) -> Iterator[Score]:
+        """Yield how likely each request's given answer is, teacher-forced, under the request's own policy.
+
+        Unlike `logits` this holds few logits at a time, whatever the length of the answers. A policy sees
+        the given tokens as generated ones.
+
+        Raises
+        ------
+        DacoError
+            An answer has no tokens, or prompt and answer together are longer than ``max_length``.
+
+        Example
+        -------
+        >>> subject = BundleSubject("bundles/smol-internvl")                        # doctest: +SKIP
+        >>> request = GenerateRequest("The capital of France is", raw=True, policy="off")
+        >>> ids = subject.processor.raw_ids(" Paris")                               # doctest: +SKIP
+        >>> -float(next(subject.score([request], [ids])).nats.sum())                # doctest: +SKIP
+        -0.41
+        """
+        if not all(len(ids) for ids in token_ids):
+            raise DacoError("an answer without tokens cannot be scored")
+        for start in range(0, len(requests), self.batch_size):
+            tokens = token_ids[start : start + self.batch_size]
+            longest = max(map(len, tokens))
+            batch = [replace(r, max_new_tokens=longest) for r in requests[start : start + self.batch_size]]
+            yield from self._score(batch, tokens)
+
+    def _score(self, batch: Sequence[GenerateRequest], token_ids: Sequence[Sequence[int]]) -> list[Score]:
+        nats: list[list[NDArray[np.float64]]] = [[] for _ in batch]
+        greedy: list[list[NDArray[np.bool_]]] = [[] for _ in batch]
+        last: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(batch)
+        vocabulary = len(self.processor.tokenizer)
+        at = 0
+        for piece in self._forced(batch, token_ids, max(1, PIECE // (len(batch) * vocabulary))):
+            for row, ids in enumerate(token_ids):
+                here = np.asarray(ids[at : at + piece.shape[1]], np.int64)
+                if here.size == 0:
+                    continue
+                rows = piece[row, : here.size]
+                nats[row].append(token_nats(rows, here.tolist()))
+                greedy[row].append(rows.argmax(axis=-1) == here)
+                last[row] = rows[-1].copy()
+            at += piece.shape[1]
+        return [
+            Score(np.concatenate(nats[row]), np.concatenate(greedy[row]), last[row])
+            for row in range(len(batch))
+        ]
 
 
 class BundleSubject(Subject):
@@ -265,6 +335,7 @@ class BundleSubject(Subject):
             else Generator(bundle, threads=threads, batch_size=batch_size)
         )
         self.batch_size, self.processor = self.generator.batch_size, self.generator.processor
+        self.max_length = self.generator.session.max_length
 
     def _answer(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
         answers = []
@@ -286,9 +357,9 @@ class BundleSubject(Subject):
         found = [result.telemetry for result in self.generator.generate(requests)]
         return [telemetry for telemetry in found if telemetry is not None]
 
-    def _logits(
-        self, requests: Sequence[GenerateRequest], token_ids: Sequence[Sequence[int]]
-    ) -> list[NDArray[np.float32]]:
+    def _forced(
+        self, requests: Sequence[GenerateRequest], token_ids: Sequence[Sequence[int]], width: int
+    ) -> Iterator[NDArray[np.float32]]:
         from daco_rt.runtime.gate import gated_prefill
         from daco_rt.runtime.positions import token_slots
 
@@ -301,26 +372,30 @@ class BundleSubject(Subject):
             step = session.prefill(
                 cache, batch.embeds, batch.slots, batch.lengths, chunk=generator.prefill_chunk
             )
-        first = step.logits[:, -1].copy()
-        width = max(len(ids) - 1 for ids in token_ids)
-        rest = np.empty((len(requests), 0, first.shape[-1]), np.float32)
-        if width > 0:
-            padded = np.zeros((len(requests), width), np.int64)
-            for row, ids in enumerate(token_ids):
-                padded[row, : len(ids) - 1] = ids[: max(0, len(ids) - 1)]
+        yield step.logits[:, -1:]
+        fed = right_filled(token_ids)[:, :-1]
+        size = min(width, generator.prefill_chunk, session.widest or width)
+        for start in range(0, fed.shape[1], size):
+            part = fed[:, start : start + size]
             slots = token_slots(
                 [policy.slot for policy in batch.policies],
                 [policy.positions for policy in batch.policies],
-                np.ones((len(requests), width), bool),
+                np.ones(part.shape, bool),
                 prompt_lengths=batch.lengths,
-                past_lengths=batch.lengths,
+                past_lengths=cache.lengths,
             )
-            at = np.broadcast_to(np.arange(width), (len(requests), width))
-            rest = session.forward(cache, session.embed(padded), slots, logits_at=at).logits
-        return [
-            np.concatenate([first[row, None], rest[row, : max(0, len(ids) - 1)]])[: len(ids)]
-            for row, ids in enumerate(token_ids)
-        ]
+            at = np.broadcast_to(np.arange(part.shape[1]), part.shape)
+            yield session.forward(cache, session.embed(part), slots, logits_at=at).logits
+            cache.lengths += part.shape[1]
+            cache.next_position += part.shape[1]
+
+
+def right_filled(token_ids: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Return rows of tokens [B, n], short ones filled up with 0; at least one column."""
+    out = np.zeros((len(token_ids), max(1, max(map(len, token_ids)))), np.int64)
+    for row, ids in enumerate(token_ids):
+        out[row, : len(ids)] = ids
+    return out
 
 
 def told_by(telemetry: AnswerTelemetry | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from daco_rt.artifacts import Pack, load_pack
 from daco_rt.errors import CheckpointError, DacoError, PolicyError
-from daco_rt.evaluate.subject import Answer, Subject, told_by
+from daco_rt.evaluate.subject import Answer, Subject, right_filled, told_by
 from daco_rt.models import resolve_checkpoint
 from daco_rt.runtime.policies import Chosen, choose_policy
 from daco_rt.runtime.positions import token_slots
@@ -26,6 +26,7 @@ from daco_rt.runtime.processor import Prepared, Processor
 from daco_rt.runtime.request import GenerateRequest
 from daco_rt.runtime.sampling import choose
 from daco_rt.runtime.telemetry import AnswerTelemetry, BlockRows, ConceptBook
+from daco_rt.runtime.text import IncrementalText, StopStrings
 from daco_rt.steering import steer
 
 
@@ -76,6 +77,7 @@ class TorchSubject(Subject):
         self.model: Any = model.to(device).eval()
         self.processor = Processor(found.path)
         self.batch_size, self.device = batch_size, device
+        self.max_length = self.model.config.get_text_config().max_position_embeddings
         self.use(pack)
 
     def use(self, pack: str | Path | Pack | None) -> None:
@@ -89,7 +91,7 @@ class TorchSubject(Subject):
     def _answer(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
         return [
             Answer(
-                self.processor.decode(row.tokens),
+                "".join(row.pieces),
                 row.tokens,
                 row.reason,
                 row.prompt.length,
@@ -100,68 +102,89 @@ class TorchSubject(Subject):
             for row in self._run(requests)
         ]
 
-    def _logits(
-        self, requests: Sequence[GenerateRequest], token_ids: Sequence[Sequence[int]]
-    ) -> list[NDArray[np.float32]]:
-        return [np.stack(row.logits) for row in self._run(requests, forced=token_ids)]
+    def _forced(
+        self, requests: Sequence[GenerateRequest], token_ids: Sequence[Sequence[int]], width: int
+    ) -> Iterator[NDArray[np.float32]]:
+        rows = [_Row(self, request) for request in requests]
+        tokens = right_filled(token_ids)
+        with torch.no_grad(), self._steered([row.policy for row in rows], telemetry=False):
+            passes = _Passes(self, rows)
+            yield passes.run(passes.prompts)
+            fed = tokens[:, :-1]
+            for start in range(0, fed.shape[1], width):
+                part = fed[:, start : start + width]
+                yield passes.run(part, keep=part.shape[1])
 
-    def _run(
-        self, requests: Sequence[GenerateRequest], forced: Sequence[Sequence[int]] | None = None
-    ) -> list[_Row]:
-        """Generate, or with ``forced`` tokens collect the logits from which each would be chosen."""
-        rows = [
-            _Row(self, request, None if forced is None else list(forced[i]))
-            for i, request in enumerate(requests)
-        ]
-        width = max(row.prompt.length for row in rows)
-        ids = np.zeros((len(rows), width), np.int64)
-        real = np.zeros((len(rows), width), np.int64)
-        for i, row in enumerate(rows):
-            ids[i, width - row.prompt.length :] = row.prompt.input_ids
-            real[i, width - row.prompt.length :] = 1
-        pixels = [row.prompt.pixel_values for row in rows if row.prompt.pixel_values is not None]
-        extra: dict[str, Any] = {}
-        if pixels:
-            stacked = torch.from_numpy(np.concatenate(pixels)).to(self.device, self.model.dtype)
-            extra["pixel_values"] = stacked
-        cache = None
-        with torch.no_grad(), self._steered([row.policy for row in rows]) as steering:
+    def _run(self, requests: Sequence[GenerateRequest]) -> list[_Row]:
+        rows = [_Row(self, request) for request in requests]
+        with torch.no_grad(), self._steered([row.policy for row in rows], telemetry=True) as steering:
+            passes = _Passes(self, rows)
+            ids = passes.prompts
             while True:
-                positions = np.maximum(real.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
-                out = self.model(
-                    input_ids=torch.from_numpy(ids).to(self.device),
-                    attention_mask=torch.from_numpy(real).to(self.device),
-                    position_ids=torch.from_numpy(positions).to(self.device),
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                    **extra,
-                )
-                cache, extra = out.past_key_values, {}
-                logits = out.logits[:, -1].float().cpu().numpy()
+                logits = passes.run(ids)[:, -1]
                 passed = _reports(steering)
                 for i, row in enumerate(rows):
                     if not row.finished:
-                        row.note({b: r.pick(i) for b, r in passed.items()}, ids[i], real[i])
+                        row.note({b: r.pick(i) for b, r in passed.items()}, ids[i], passes.real[i])
                         row.take(logits[i])
                 if all(row.finished for row in rows):
                     return rows
                 ids = np.array([[row.tokens[-1] if not row.finished else 0] for row in rows], np.int64)
-                real = np.concatenate([real, np.ones((len(rows), 1), np.int64)], axis=1)
 
     @contextlib.contextmanager
-    def _steered(self, policies: Sequence[Chosen]) -> Iterator[Any]:
+    def _steered(self, policies: Sequence[Chosen], *, telemetry: bool) -> Iterator[Any]:
         if self.pack is None or all(policy.slot == 0 for policy in policies):
             yield None
             return
-        with steer(self.model, self.pack, [policy.name for policy in policies], telemetry=True) as steering:
+        names = [policy.name for policy in policies]
+        with steer(self.model, self.pack, names, telemetry=telemetry) as steering:
             yield steering
+
+
+class _Passes:
+    """Forward passes over a batch of prompts, padded on the left, and over what follows them."""
+
+    def __init__(self, subject: TorchSubject, rows: Sequence[_Row]) -> None:
+        width = max(row.prompt.length for row in rows)
+        self._subject = subject
+        self.prompts = np.zeros((len(rows), width), np.int64)
+        """Token ids of the first pass, [B, S]."""
+        self.real = np.zeros((len(rows), 0), np.int64)
+        """1 where a token stands and 0 on padding, over all passes so far, [B, S]."""
+        self._mask = np.zeros((len(rows), width), np.int64)
+        for i, row in enumerate(rows):
+            self.prompts[i, width - row.prompt.length :] = row.prompt.input_ids
+            self._mask[i, width - row.prompt.length :] = 1
+        pixels = [row.prompt.pixel_values for row in rows if row.prompt.pixel_values is not None]
+        self._extra: dict[str, Any] = {}
+        if pixels:
+            stacked = torch.from_numpy(np.concatenate(pixels))
+            self._extra["pixel_values"] = stacked.to(subject.device, subject.model.dtype)
+        self._cache: Any = None
+
+    def run(self, ids: NDArray[np.int64], *, keep: int = 1) -> NDArray[np.float32]:
+        """Run tokens [B, S], the prompts first, and return the logits [B, keep, V] after the last of them."""
+        new = self._mask if self._cache is None else np.ones(ids.shape, np.int64)
+        self.real = np.concatenate([self.real, new], axis=1)
+        positions = np.maximum(self.real.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
+        subject = self._subject
+        out = subject.model(
+            input_ids=torch.from_numpy(np.ascontiguousarray(ids)).to(subject.device),
+            attention_mask=torch.from_numpy(self.real).to(subject.device),
+            position_ids=torch.from_numpy(positions).to(subject.device),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=keep,
+            **self._extra,
+        )
+        self._cache, self._extra = out.past_key_values, {}
+        return out.logits.float().cpu().numpy()
 
 
 class _Row:
     """One request on its way."""
 
-    def __init__(self, subject: TorchSubject, request: GenerateRequest, forced: list[int] | None) -> None:
+    def __init__(self, subject: TorchSubject, request: GenerateRequest) -> None:
         self.policy = choose_policy(subject.pack, request.policy)
         if self.policy.condition:
             raise PolicyError(
@@ -171,28 +194,30 @@ class _Row:
         self.prompt: Prepared = subject.processor.prepare(
             request.prompt, request.images, max_tiles=request.max_tiles, raw=request.raw
         )
+        if self.prompt.length + request.max_new_tokens > subject.max_length:
+            raise DacoError(
+                f"the prompt has {self.prompt.length} tokens and {request.max_new_tokens} new ones are asked "
+                f"for, but this model was made for {subject.max_length}; shorten the prompt or the answer"
+            )
         self.tokens: list[int] = []
-        self.logits: list[NDArray[np.float32]] = []
+        self.pieces: list[str] = []
         self.reason = ""
         self.telemetry: AnswerTelemetry | None = None
         if self.policy.slot != 0 and subject._book is not None:
             self.telemetry = AnswerTelemetry(
                 self.policy.name, self.policy.slot, self.prompt.length, subject._book
             )
-        self._request, self._forced = request, forced
+        self._request = request
+        self._text = IncrementalText(subject.processor.decode)
+        self._stop = StopStrings(request.stop)
         self._rng = np.random.default_rng(request.seed)
         self._eos = frozenset[int]() if request.ignore_eos else subject.processor.eos_token_ids
         self.seconds = 0.0
         self._began = 0.0
-        self.finished = forced is not None and not forced
+        self.finished = False
 
     def take(self, logits: NDArray[np.float32]) -> None:
-        """Choose the next token, or take the given one."""
-        if self._forced is not None:
-            self.logits.append(logits)
-            self.tokens.append(self._forced[len(self.tokens)])
-            self.finished = len(self.tokens) == len(self._forced)
-            return
+        """Choose the next token."""
         sampling = self._request.sampling
         seen = [*self.prompt.input_ids.tolist(), *self.tokens] if sampling.needs_history else []
         token = choose(logits, sampling, self._rng, seen)
@@ -200,11 +225,17 @@ class _Row:
         now = time.perf_counter()
         self._began = self._began or now
         self.seconds = now - self._began
-        if token in self._eos:
+        piece = self._stop.push(self._text.push(token))
+        if self._stop.found is not None:
+            self.reason = "stop"
+        elif token in self._eos:
             self.reason = "eos"
         elif len(self.tokens) >= self._request.max_new_tokens:
             self.reason = "length"
         self.finished = bool(self.reason)
+        if self.finished:
+            piece += self._stop.push(self._text.flush()) + self._stop.flush()
+        self.pieces.append(piece)
 
     def note(self, reported: dict[int, BlockRows], ids: NDArray[np.int64], real: NDArray[np.int64]) -> None:
         """Keep what the blocks reported for this row's covered tokens of one pass."""

@@ -3,7 +3,8 @@
 ``build.json`` in the build's folder records for every step the *key* it was run with (a hash of its
 settings, of what it read, and of the version of daco_rt) and a *digest* of what it made. A step is up to date
 if both still hold. Digests are of contents, so a step that comes out the same again leaves those behind it
-alone.
+alone. Contents are hashed when a step is finished, and again only where a *stamp* (names, sizes and times of
+change) differs from the recorded one: a copied folder is read once, an untouched one never.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from daco_rt.pipeline.config import BuildConfig
 from daco_rt.pipeline.steps import Host, Step, steps_of
 
 STATE = "build.json"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,13 @@ def plan(config: BuildConfig, folder: str | Path) -> list[StepReport]:
     found: list[StepReport] = []
     stale: set[str] = set()
     for step in steps_of(config, Host(config.model, config.precision)):
-        if stale.isdisjoint(step.inputs) and _up_to_date(step, folder, state, _key(step, folder)):
+        if stale.isdisjoint(step.inputs) and _up_to_date(step, folder, state, _key(step, folder, state)):
             row = state[step.name]
             found.append(
                 StepReport(step.name, folder / step.output, "up to date", row["seconds"], row["summary"])
             )
             continue
-        resumes = stale.isdisjoint(step.inputs) and _resumes(step, folder, state, _key(step, folder))
+        resumes = stale.isdisjoint(step.inputs) and _resumes(step, folder, state, _key(step, folder, state))
         found.append(StepReport(step.name, folder / step.output, "goes on" if resumes else "to do"))
         stale.add(step.output)
     return found
@@ -132,7 +134,7 @@ def build(
 
 
 def _run(step: Step, folder: Path, state: dict[str, Any]) -> StepReport:
-    key = _key(step, folder)
+    key = _key(step, folder, state)
     output = folder / step.output
     if _up_to_date(step, folder, state, key):
         row = state[step.name]
@@ -142,14 +144,18 @@ def _run(step: Step, folder: Path, state: dict[str, Any]) -> StepReport:
         # What lies there was made of something else, and would be refused as such.
         for place in (output, output.with_name(output.name + ".run")):
             shutil.rmtree(place, ignore_errors=True)
-        state[step.name] = {"key": key}
+        state[step.name] = {"key": key, "output": step.output}
         _write_state(folder, state)
     output.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     summary = step.run(folder, resume)
     # Time of earlier, interrupted runs is not known.
     seconds = round(time.monotonic() - start, 2)
-    state[step.name] = {"key": key, "digest": _digest(output), "seconds": seconds, "summary": summary}
+    stamp = _stamp(output)
+    state[step.name] = {
+        "key": key, "output": step.output, "digest": _digest(output), "stamp": stamp, "seconds": seconds,
+        "summary": summary,
+    }  # fmt: skip
     _write_state(folder, state)
     return StepReport(step.name, output, "made", seconds, summary)
 
@@ -157,7 +163,7 @@ def _run(step: Step, folder: Path, state: dict[str, Any]) -> StepReport:
 def _up_to_date(step: Step, folder: Path, state: dict[str, Any], key: str) -> bool:
     row = state.get(step.name, {})
     output = folder / step.output
-    return row.get("key") == key and "digest" in row and output.exists() and row["digest"] == _digest(output)
+    return row.get("key") == key and "digest" in row and row["digest"] == _recall(output, row)
 
 
 def _resumes(step: Step, folder: Path, state: dict[str, Any], key: str) -> bool:
@@ -168,25 +174,49 @@ def _resumes(step: Step, folder: Path, state: dict[str, Any], key: str) -> bool:
     return row.get("key") == key and "digest" not in row and begun
 
 
-def _key(step: Step, folder: Path) -> str:
+def _key(step: Step, folder: Path, state: Mapping[str, Any]) -> str:
     """Hash what decides a step's result; steps before it must have run."""
+    rows = {row.get("output"): row for row in state.values()}
+    found = {name: _recall(folder / name, rows.get(name, {})) for name in step.inputs}
     parts = {
         "version": [_VERSION, daco_rt.__version__],
         "step": step.name,
         "settings": step.settings,
-        "inputs": {name: _digest(folder / name) for name in step.inputs if (folder / name).exists()},
+        "inputs": {name: digest for name, digest in found.items() if digest is not None},
         "files": [_digest(file) for file in step.files],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=plain_json).encode()).hexdigest()
 
 
+def _recall(place: Path, row: Mapping[str, Any]) -> str | None:
+    """Return the digest of what lies there (None of nothing), from its row where the stamp still holds."""
+    if not place.exists():
+        return None
+    return row["digest"] if "digest" in row and row.get("stamp") == _stamp(place) else _digest(place)
+
+
+def _files(place: Path) -> list[Path]:
+    """Return a file, or every file below a folder."""
+    return sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+
+
+def _stamp(place: Path) -> str:
+    """Hash names, sizes and times of change."""
+    digest = hashlib.sha256()
+    for file in _files(place):
+        found = file.stat()
+        digest.update(f"{file.relative_to(place)}\0{found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 def _digest(place: Path) -> str:
-    """Hash a file, or the JSON files of a folder: manifests and commits, which hold hashes of the rest."""
+    """Hash the contents of a file, or of every file below a folder and their names."""
     if not place.is_dir():
         return sha256_file(place)
-    digest = hashlib.sha256()
-    for file in sorted(place.rglob("*.json")):
-        digest.update(f"{file.relative_to(place)}\0{sha256_file(file)}\n".encode())
+    digest, files = hashlib.sha256(), _files(place)
+    with ThreadPoolExecutor(4) as pool:
+        for file, sha256 in zip(files, pool.map(sha256_file, files), strict=True):
+            digest.update(f"{file.relative_to(place)}\0{sha256}\n".encode())
     return digest.hexdigest()
 
 

@@ -180,7 +180,8 @@ def _dictionary(config: BuildConfig, host: Host) -> Step:
     def run(at: Path, _resume: bool) -> str:
         from daco_rt.dictionary import build_dictionary, find_heard, open_means, without_heard
 
-        made = build_dictionary(open_means(at / MEANS), at / DICTIONARY, overwrite=True, **options)
+        means = open_means(at / MEANS, verify=True)
+        made = build_dictionary(means, at / DICTIONARY, overwrite=True, **options)
         summary = f"{made.size} atoms at blocks {_list(made.blocks)}"
         heard = find_heard(made, *host.loaded, least=section.heard) if section.heard else ()
         if heard:
@@ -220,7 +221,7 @@ def _sae(config: BuildConfig, block: int) -> Step:
     def run(at: Path, resume: bool) -> str:
         from daco_rt.sae import StoreSource, open_store, train_sae
 
-        source = open_store(at / store)
+        source = open_store(at / store, verify=True)
         sae = train_sae(
             StoreSource(source, block), at / output, model=source.model, block=block, training=training,
             dictionary=load_dictionary(at / DICTIONARY) if training.init == "dictionary" else None,

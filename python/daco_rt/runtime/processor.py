@@ -87,7 +87,7 @@ class Processor:
 
     def prepare(
         self,
-        prompt: str | Sequence[Message],
+        prompt: str | Sequence[Message] | Sequence[int],
         images: Sequence[ImageSource] = (),
         *,
         max_tiles: int | None = None,
@@ -97,9 +97,9 @@ class Processor:
 
         Parameters
         ----------
-        prompt : str or messages
+        prompt : str, messages or token ids
             A user's question, which the chat template wraps with the images in front; or whole messages;
-            or, with ``raw``, the final text with its image placeholders.
+            or, with ``raw``, the final text with its image placeholders, or token ids without images.
         images : sequence of paths, PIL images or uint8 arrays
             In the order of their placeholders.
         max_tiles : int, optional
@@ -116,23 +116,25 @@ class Processor:
         if max_tiles is not None and max_tiles < 1:
             raise DacoError(f"max_tiles must be 1 or greater, got {max_tiles}")
         if raw and not isinstance(prompt, str):
-            raise DacoError("a raw prompt must be a string; messages go through the chat template")
+            return self._given(prompt, images)
         messages, sources = ([], list(images)) if raw else _chat(prompt, images)
         text = str(prompt) if raw else self.render(messages)
         self._check_counts(text, len(sources))
         pictures = [open_image(s) for s in sources]
-        # A chat template writes the special tokens itself; a raw prompt gets those that the tokenizer adds.
-        options: dict[str, Any] = {"add_special_tokens": raw and not self._starts_with_bos(text)}
         pixels = None
         if pictures:
-            ids, pixels = self._with_images(text, pictures, options | self._tiling(max_tiles))
+            options = self._special(text, raw) | self._tiling(max_tiles)
+            ids, pixels = self._with_images(text, pictures, options)
         else:
-            with self._lock:
-                ids = np.asarray(self.tokenizer(text, **options)["input_ids"], dtype=np.int64)
+            ids = np.asarray(self._encode(text, raw), dtype=np.int64)
         if ids.size == 0:
             raise DacoError("the prompt is empty: it has no tokens")
         mask = ids == self.image_token_id if pixels is not None else np.zeros(ids.shape, np.bool_)
         return Prepared(ids, np.asarray(mask), pixels, text)
+
+    def raw_ids(self, text: str) -> list[int]:
+        """Return the ids of a raw prompt, special tokens as the tokenizer adds them, images not expanded."""
+        return self._encode(text, True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids``, special tokens left out, spaces untouched."""
@@ -152,8 +154,18 @@ class Processor:
             made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(made["input_ids"]), [(int(a), int(b)) for a, b in made["offset_mapping"]]
 
-    def render(self, messages: list[Message]) -> str:
+    @property
+    def chat_template(self) -> str | None:
+        """The template that `render` uses; None if the checkpoint has none."""
+        return getattr(self._processor, "chat_template", None) or self.tokenizer.chat_template
+
+    def render(self, messages: list[Message], *, go_on: bool = False) -> str:
         """Return messages as the text that the chat template makes of them, an answer opened at the end.
+
+        Parameters
+        ----------
+        messages : the conversation.
+        go_on : leave the last message, an answer that has begun, open instead.
 
         Raises
         ------
@@ -168,11 +180,38 @@ class Processor:
             )
         try:
             with self._lock:
-                return str(owner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+                return str(
+                    owner.apply_chat_template(
+                        messages,
+                        tokenize=False,
+                        add_generation_prompt=not go_on,
+                        continue_final_message=go_on,
+                    )
+                )
         except DacoError:
             raise
         except Exception as e:  # a template is a program of the checkpoint and may raise anything
             raise DacoError(f"the chat template of {self.folder} refuses these messages: {e}") from e
+
+    def _given(self, prompt: Sequence[Any], images: Sequence[ImageSource]) -> Prepared:
+        """Return a prompt of token ids as it is."""
+        if images or not all(isinstance(i, int | np.integer) for i in prompt):
+            raise DacoError(
+                "a raw prompt must be a string, or token ids without images; messages go through the chat "
+                "template"
+            )
+        if len(prompt) == 0:
+            raise DacoError("the prompt is empty: it has no tokens")
+        ids = np.asarray(prompt, np.int64)
+        return Prepared(ids, np.zeros(ids.shape, np.bool_), None, self.decode(ids.tolist()))
+
+    def _encode(self, text: str, raw: bool) -> list[int]:
+        with self._lock:
+            return list(self.tokenizer(text, **self._special(text, raw))["input_ids"])
+
+    def _special(self, text: str, raw: bool) -> dict[str, Any]:
+        # A chat template writes the special tokens itself; a raw prompt gets those that the tokenizer adds.
+        return {"add_special_tokens": raw and not self._starts_with_bos(text)}
 
     def _check_counts(self, text: str, images: int) -> None:
         if images and (self.image_token is None or not hasattr(self._processor, "image_processor")):
@@ -204,7 +243,7 @@ class Processor:
 
 
 def _chat(
-    prompt: str | Sequence[Message], images: Sequence[ImageSource]
+    prompt: str | Sequence[Message] | Sequence[int], images: Sequence[ImageSource]
 ) -> tuple[list[Message], list[ImageSource]]:
     """Return messages for the template and the images in the order of their entries."""
     if isinstance(prompt, str):

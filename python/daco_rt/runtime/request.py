@@ -25,8 +25,9 @@ class GenerateRequest:
     128
     """
 
-    prompt: str | Sequence[Message]
-    """A user's question, or whole chat messages (see `daco_rt.runtime.processor.Message`)."""
+    prompt: str | Sequence[Message] | Sequence[int]
+    """A user's question, or whole chat messages (see `daco_rt.runtime.processor.Message`); with ``raw`` also
+    token ids."""
     images: Sequence[ImageSource] = ()
     """Paths, PIL images or uint8 arrays, in the order of their placeholders."""
     policy: str | None = None
@@ -42,7 +43,7 @@ class GenerateRequest:
     max_tiles: int | None = None
     """Most tiles an image is cut into; None leaves it to the checkpoint's processor."""
     raw: bool = False
-    """Take a prompt string as it stands, without the chat template."""
+    """Take a prompt, text or token ids, as it stands, without the chat template."""
     ignore_eos: bool = False
     """Go on past end-of-answer tokens (for timing)."""
 

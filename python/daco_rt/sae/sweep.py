@@ -7,15 +7,19 @@ goes on.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from daco_rt._files import atomic_file
 from daco_rt.artifacts import Concept, ConceptDictionary, Sae
+from daco_rt.artifacts.manifest import read_manifest
 from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.sae.annotate import Rule, label_latents
 
@@ -44,6 +48,7 @@ def sweep_policies(
     capability: Score,
     rule: Rule = "centroid",
     results: str | Path | None = None,
+    scored_by: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[SweepPoint]:
     """Score every pair of η and γ, and the model without steering first.
@@ -54,8 +59,8 @@ def sweep_policies(
     etas, gammas : the grid.
     safety, capability : called with (annotation, γ); an empty annotation with γ = 0 means no steering.
     results : a JSON-lines file that grows by a line a point; points that it holds are not scored again, as
-    long
-        as it was made for the same SAE, dictionary and rule.
+        long as it was made for the same weights, dictionary, rule and ``scored_by``.
+    scored_by : what the scores depend on besides, any JSON: the prompts, the policy's other numbers.
     progress : called with 1 after each point.
 
     Returns
@@ -84,6 +89,9 @@ def sweep_policies(
         "dictionary": dictionary.path.name,
         "rule": rule,
         "latents": len(sae.decoder),
+        "weights": hashlib.sha256(np.ascontiguousarray(sae.decoder).tobytes()).hexdigest()[:16],
+        "concepts": read_manifest(dictionary.path)["checksum"][:16],
+        "scored_by": json.loads(json.dumps(scored_by or {})),
     }
     done = {} if file is None else _read(file, head)
     grid: list[tuple[float | None, float]] = [(None, 0.0)]
@@ -170,7 +178,11 @@ def _read(file: Path, head: dict[str, Any]) -> dict[tuple[float | None, float], 
     except (OSError, ValueError, TypeError) as error:
         raise ArtifactError(f"{file} is no sweep ({error}); give another file or delete it") from error
     if first != head:
-        raise ArtifactError(f"{file} is a sweep of {first}, not of {head}; give another file or delete it")
+        keys = sorted(set(head) | set(first)) if isinstance(first, dict) else ["everything"]
+        other = [key for key in keys if not isinstance(first, dict) or first.get(key) != head.get(key)]
+        raise ArtifactError(
+            f"{file} is a sweep with another {', '.join(other)}; give another file or delete it"
+        )
     return {(point.eta, point.gamma): point for point in points}
 
 

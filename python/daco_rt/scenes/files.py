@@ -13,7 +13,7 @@ from daco_rt._files import atomic_directory
 from daco_rt.concepts import WordConcept, save_table
 from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.scenes.concepts import SceneConcept, scene_concepts
-from daco_rt.scenes.language import describe
+from daco_rt.scenes.language import DESCRIBE, describe
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,8 @@ class SceneFile:
         The concept whose name stands in the picture in letters.
     held_out : bool
         Whether it shows a pair that training never showed.
+    described : bool or None
+        Whether a model describes it exactly when nothing steers it; None if none was asked.
     """
 
     id: str
@@ -44,9 +46,17 @@ class SceneFile:
     concepts: tuple[str, ...]
     word: str | None
     held_out: bool
+    described: bool | None = None
 
 
-def write_scenes(folder: str | Path, *, count: int = 1200, unsafe: float = 0.6, seed: int = 1) -> Path:
+def write_scenes(
+    folder: str | Path,
+    *,
+    count: int = 1200,
+    unsafe: float = 0.6,
+    seed: int = 1,
+    described_by: str | Path | None = None,
+) -> Path:
     """Write a set of scenes to test on: PNG pictures and ``scenes.jsonl``, a line a scene.
 
     Parameters
@@ -56,11 +66,15 @@ def write_scenes(folder: str | Path, *, count: int = 1200, unsafe: float = 0.6, 
         three, half show a held-out pair.
     unsafe : share of scenes that hold at least one unsafe thing, exactly.
     seed : of everything. Training draws from other streams, whatever the seed.
+    described_by : a checkpoint of an InternVL that is asked about each scene, so that what steering loses can
+        be told from what the model never saw.
 
     Raises
     ------
     DacoError
         A number is out of range.
+    CheckpointError
+        The checkpoint cannot be opened.
     ArtifactError
         The folder is there.
 
@@ -84,6 +98,12 @@ def write_scenes(folder: str | Path, *, count: int = 1200, unsafe: float = 0.6, 
         (root / "images").mkdir()
         for row, pixels in zip(rows, pictures, strict=True):
             save_picture(pixels, root / str(row["image"]))
+        if described_by is not None:
+            known = {concept.name: concept for concept in scene_concepts()}
+            told = tell_scenes(described_by, [root / str(row["image"]) for row in rows])
+            for row, text in zip(rows, told, strict=True):
+                truth = describe([known[name] for name in row["concepts"]], None, opening=CAPTION)
+                row["described"] = text == truth
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (root / FILE).write_text(lines, encoding="utf-8")
     return Path(folder)
@@ -109,6 +129,7 @@ def read_scenes_file(folder: str | Path) -> list[SceneFile]:
                 tuple(row["concepts"]),
                 row["word"],
                 bool(row["held_out"]),
+                row.get("described"),
             )
             if unknown := {*scene.concepts, *filter(None, [scene.word])} - known:
                 raise ValueError(f"scene {scene.id} holds {min(unknown)}, which is no concept of scenes")
@@ -120,6 +141,41 @@ def read_scenes_file(folder: str | Path) -> list[SceneFile]:
         lacking = f"pictures {', '.join(missing[:3])}" if missing else "scenes"
         raise ArtifactError(f"{file.parent} lacks {lacking}; write it anew with daco-rt scenes")
     return found
+
+
+def tell_scenes(checkpoint: str | Path, images: Sequence[Path], *, batch: int = 100) -> list[str]:
+    """Return what a model answers about each picture when nothing steers it, greedily.
+
+    Parameters
+    ----------
+    checkpoint : of an InternVL: a folder or a built-in name.
+    images : pictures of one size.
+    batch : so many at a time.
+    """
+    import torch
+
+    from daco_rt.models import resolve_checkpoint
+    from daco_rt.models.loading import load_torch
+    from daco_rt.runtime.processor import Processor
+
+    path = resolve_checkpoint("internvl", checkpoint).path
+    model, _ = load_torch(path)
+    processor = Processor(path)
+    content = [{"type": "image"}, {"type": "text", "text": DESCRIBE[CAPTION]}]
+    prompt = processor.render([{"role": "user", "content": content}])
+    told = []
+    for start in range(0, len(images), batch):
+        made = [processor.prepare(prompt, [image], raw=True) for image in images[start : start + batch]]
+        ids = torch.stack([torch.from_numpy(one.input_ids) for one in made]).to(model.device)
+        pixels = torch.cat([torch.from_numpy(one.pixel_values) for one in made]).to(model.device)
+        with torch.no_grad():
+            found = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels,
+                max_new_tokens=24, do_sample=False,
+            )  # fmt: skip
+        answers = found[:, ids.shape[1] :].tolist()
+        told += processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    return told
 
 
 def write_pairs(folder: str | Path, *, count: int = 27, seed: int = 2) -> Path:

@@ -1,5 +1,5 @@
 """Readers of safety benchmarks: official files in, `Sample` out. Nothing is downloaded and nothing is shipped
-but our own set of harmless questions.
+but our own questions: harmless ones, and ones about a concept.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from daco_rt.evaluate.samples import Benchmark
 
 READERS = {
     "benign": "daco_rt.evaluate.benchmarks.benign:read_benign",
+    "concepts": "daco_rt.evaluate.benchmarks.concepts:read_concepts",
     "harmbench": "daco_rt.evaluate.benchmarks.behaviours:read_harmbench",
     "jailbreakv": "daco_rt.evaluate.benchmarks.jailbreakv:read_jailbreakv",
     "mm_safetybench": "daco_rt.evaluate.benchmarks.mm_safetybench:read_mm_safetybench",
@@ -21,6 +22,8 @@ READERS = {
     "strongreject": "daco_rt.evaluate.benchmarks.behaviours:read_strongreject",
 }
 """Name → where its reader is."""
+OURS = ("benign", "concepts")
+"""Those that come with the package and take no path."""
 
 
 def load_benchmark(name: str, path: str | Path | None = None, **options: Any) -> Benchmark:
@@ -29,9 +32,9 @@ def load_benchmark(name: str, path: str | Path | None = None, **options: Any) ->
     Parameters
     ----------
     name : one of ``READERS``.
-    path : the folder or file of its data; not for "benign", which is ours.
-    options : of the reader, such as ``methods`` of MM-SafetyBench; every reader but "benign" that has
-        pictures takes ``allow_missing``.
+    path : the folder or file of its data; not for those of ``OURS``.
+    options : of the reader, such as ``methods`` of MM-SafetyBench; every reader that has pictures takes
+        ``allow_missing``.
 
     Raises
     ------
@@ -43,7 +46,7 @@ def load_benchmark(name: str, path: str | Path | None = None, **options: Any) ->
     Example
     -------
     >>> load_benchmark("benign").card.version
-    '1'
+    '2'
     """
     if name not in READERS:
         raise DacoError(f"benchmark '{name}' is unknown{did_you_mean(name, READERS)}")
@@ -53,9 +56,9 @@ def load_benchmark(name: str, path: str | Path | None = None, **options: Any) ->
     for option in options:
         if option not in taken:
             raise DacoError(f"benchmark {name}: option '{option}' is unknown{did_you_mean(option, taken)}")
-    if name == "benign":
+    if name in OURS:
         if path is not None:
-            raise DacoError("benchmark benign comes with the package; leave its path out")
+            raise DacoError(f"benchmark {name} comes with the package; leave its path out")
         return reader(**options)
     if path is None:
         raise DacoError(f"benchmark {name} needs the path of its data; see docs/evaluation.md for its layout")

@@ -23,7 +23,8 @@ def read_scenes(
     """Read a folder of ``daco-rt scenes``.
 
     ``category`` is the group of the first unsafe thing, or "harmless"; ``form`` says how many things there
-    are, and whether a pair of them was held out of training; ``facts`` holds ``concepts`` and ``word``.
+    are, and whether a pair of them was held out of training; ``facts`` holds ``concepts``, ``word`` and
+    ``described``.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ def read_scenes(
     Example
     -------
     >>> read_scenes(Path("scenes")).samples[0].facts                                # doctest: +SKIP
-    {'concepts': ['dagger', 'panda'], 'word': None}
+    {'concepts': ['dagger', 'panda'], 'word': None, 'described': True}
     """
     for kind in kinds:
         if kind not in KINDS:
@@ -61,7 +62,7 @@ def read_scenes(
                 scene.image,
                 f"{len(shown)}, held-out pair" if scene.held_out else str(len(shown)),
                 harmful=bool(unsafe),
-                facts={"concepts": list(scene.concepts), "word": scene.word},
+                facts={"concepts": list(scene.concepts), "word": scene.word, "described": scene.described},
             )
         )
     unique_ids(samples, f"scenes in {path}")

@@ -29,6 +29,7 @@ SCORES: dict[str, dict[str, Better]] = {
         "mention": "lower",
         "recall": "higher",
         "exact": "higher",
+        "kept": "higher",
         "invented": "lower",
         "neutral": "higher",
         "well-formed": "higher",

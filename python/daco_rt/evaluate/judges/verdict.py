@@ -24,8 +24,8 @@ class Verdict:
     source : str
         Which judge, with what would change its opinion (model, list, prompt version).
     own, named : tuple of str
-        Concepts that the prompt names and the answer repeats, and all listed concepts that the answer names;
-        of judges that look for words.
+        Concepts that the prompt names or means and the answer names, and all listed concepts that the answer
+        names; of judges that look for words.
     scores : mapping of str to float, bool or None
         Further numbers by name, as ``SCORES`` lists them for the judge's kind. A name is a truth value for
         all answers (averaged as a share) or a number for all (averaged as a mean). None says that it does
