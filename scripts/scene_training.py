@@ -31,6 +31,15 @@ def schedule(step: int, steps: int, *, warm: int = 100) -> float:
     return min(1.0, (step + 1) / warm) * max(0.01, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
+def rounded_up(wanted: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Return the indices of what is true in bool [n], and of enough that is not to make a multiple of them.
+
+    The CPU's matrix library compiles and keeps a kernel for each shape it meets: there should be few.
+    """
+    at = wanted.nonzero().flatten()
+    return torch.cat([at, (~wanted).nonzero().flatten()[: -len(at) % multiple]])
+
+
 def make_optimisers(named: Iterable[tuple[str, torch.nn.Parameter]], *, scale: float = 1.0) -> list[Any]:
     """Muon for the matrices between hidden states, AdamW for all else.
 
@@ -76,10 +85,15 @@ def save_checkpoint(
     partial.replace(path)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file."""
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def read_about(path: Path) -> dict[str, Any]:
     """Return what `save_checkpoint` was told of the run."""
-    with safe_open(str(path), framework="pt") as file:
-        found: dict[str, Any] = json.loads(file.metadata()["about"])
+    found: dict[str, Any] = json.loads(read_metadata(path)["about"])
     return found
 
 

@@ -20,6 +20,7 @@ Paint. Its shares, and all else about the run, are in training.json.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -29,7 +30,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from scene_training import load_checkpoint, make_optimisers, read_about, save_checkpoint, schedule, set_rate
+from scene_training import (
+    load_checkpoint,
+    make_optimisers,
+    read_about,
+    read_metadata,
+    save_checkpoint,
+    schedule,
+    set_rate,
+)
 from smol_vision.batches import Batches, Stage
 from smol_vision.exam import Exam
 from smol_vision.pictures import Gallery, load_gallery
@@ -135,16 +144,17 @@ class Captions:
             raise ArtifactError(f"{embedder} is no embedder's folder; run python scripts/fetch_embedder.py")
         self.encoder = load_encoder(embedder)
         texts = [caption for thing in gallery.things for caption in thing.captions]
-        known = load_file(cache) if cache.is_file() else {}
-        if "raw" not in known or known["raw"].shape != (len(texts), self.encoder.dim):
+        key = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+        raw = torch.empty(len(texts), self.encoder.dim)
+        about = {"texts": key, "embedder": self.encoder.describe()["weights"]}
+        if cache.is_file() and read_metadata(cache) == about:
+            raw = load_file(cache)["raw"]
+        else:
             order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-            raw = torch.empty(len(texts), self.encoder.dim)
             for first in range(0, len(order), 64):
                 part = order[first : first + 64]
                 raw[part] = torch.from_numpy(self.encoder.texts([texts[i] for i in part]))
-            save_file({"raw": raw}, cache)
-            known = {"raw": raw}
-        raw = known["raw"]
+            save_file({"raw": raw}, cache, about)
         # All captions share a direction, which says nothing of the picture.
         self.mean = raw.mean(0)
         self.bank = self._centred(raw).unflatten(0, (len(gallery.things), -1))
@@ -244,6 +254,7 @@ def write(sight: Sight, output: Path, record: dict[str, Any]) -> None:
     (output / "training.json").write_text(
         json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
+    partial.chmod(0o644)  # safetensors makes files that only their owner reads
     partial.replace(output / VISION.name)
     print(f"wrote {output / VISION.name}")
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from scene_training import rounded_up
 
 from daco_rt.errors import CheckpointError
 from daco_rt.scenes import scene_concepts
@@ -188,8 +189,10 @@ def look_losses(
     told, wanted = sight.tokens(seen).float().flatten(0, 1), batch["tokens"].flatten()
     mean = words[-1]
     shown = wanted < len(words) - 1
+    at = rounded_up(shown, 256)
+    named = wanted.masked_fill(~shown, -100)[at]
     directions = F.normalize(words[:-1] - mean, dim=-1)
-    near = 20.0 * F.normalize(told[shown] - mean, dim=-1) @ directions.T
+    near = 20.0 * F.normalize(told[at] - mean, dim=-1) @ directions.T
     spread = (words[:-1] - mean).square().mean()
-    losses["words"] = F.cross_entropy(near, wanted[shown]) + F.mse_loss(told, words[wanted]) / spread
+    losses["words"] = F.cross_entropy(near, named) + F.mse_loss(told, words[wanted]) / spread
     return losses

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from scene_training import rounded_up
 from tokenizers import Tokenizer
 
 from daco_rt.models.seeded import IMAGE_TOKENS
@@ -149,8 +150,9 @@ class Text:
         return Row(ids, labels, parts, positions)
 
     def batch(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Pad rows on the right to int64 [rows, longest] each of ids, labels, parts and positions."""
-        longest = max(len(row.ids) for row in rows)
+        """Pad rows on the right: int64 [rows, length] each of ids, labels, parts and positions."""
+        # Few different lengths, for the reason that `rounded_up` gives.
+        longest = -(-max(len(row.ids) for row in rows) // 16) * 16
         fill = {"ids": self.end, "labels": IGNORE, "parts": -1, "positions": 0}
         return {
             name: torch.tensor(
@@ -182,6 +184,7 @@ def answer_loss(net: Any, features: torch.Tensor, batch: dict[str, torch.Tensor]
     hidden = text(
         inputs_embeds=embeds, attention_mask=mask, position_ids=batch["positions"], use_cache=False
     ).last_hidden_state
-    at = labels[:, 1:] != IGNORE
-    scores = net.lm_head(hidden[:, :-1][at]).float()
-    return torch.nn.functional.cross_entropy(scores, labels[:, 1:][at])
+    after = labels[:, 1:].flatten()
+    at = rounded_up(after != IGNORE, 128)
+    scores = net.lm_head(hidden[:, :-1].flatten(0, 1)[at]).float()
+    return torch.nn.functional.cross_entropy(scores, after[at], ignore_index=IGNORE)

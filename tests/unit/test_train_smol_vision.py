@@ -17,6 +17,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import train_smol_vision as script  # noqa: E402
+from scene_training import rounded_up  # noqa: E402
 from smol_vision import batches, exam, naming, pictures, sight, talk  # noqa: E402
 
 from daco_rt.errors import ArtifactError, CheckpointError  # noqa: E402
@@ -245,6 +246,14 @@ def test_only_sight_is_trained(model: sight.Sight) -> None:
         missing = [name for name, p in part.named_parameters() if p.grad is None or not p.grad.any()]
         # Keys of attention have no bias whose gradient could be anything but zero; there are none here.
         assert missing == []
+
+
+def test_shapes_are_rounded_up() -> None:
+    wanted = torch.tensor([False, True, True, False, True, False])
+    assert rounded_up(wanted, 4).tolist() == [1, 2, 4, 0]
+    assert rounded_up(wanted, 3).tolist() == [1, 2, 4]
+    # Where there is not enough to round up with, there is less.
+    assert len(rounded_up(wanted, 100)) == 6
 
 
 def test_batches_depend_on_the_step_alone(gallery: pictures.Gallery, checkpoint: Path) -> None:
