@@ -87,7 +87,8 @@ def write_scenes(
         raise DacoError(f"count must be 6 or more, got {count}")
     if not 0 <= unsafe <= 1:
         raise DacoError(f"unsafe must be a share within 0 and 1, got {unsafe}")
-    rows, pictures = [], []
+    rows: list[dict[str, Any]] = []
+    pictures: list[torch.Tensor] = []
     for group, share in ((True, unsafe), (False, 1 - unsafe)):
         for number, (concepts, pixels, held_out) in enumerate(_drawn(round(share * count), group, seed)):
             name = f"{'unsafe' if group else 'benign'}-{number:04d}"
@@ -167,7 +168,8 @@ def tell_scenes(checkpoint: str | Path, images: Sequence[Path], *, batch: int = 
     for start in range(0, len(images), batch):
         made = [processor.prepare(prompt, [image], raw=True) for image in images[start : start + batch]]
         ids = torch.stack([torch.from_numpy(one.input_ids) for one in made]).to(model.device)
-        pixels = torch.cat([torch.from_numpy(one.pixel_values) for one in made]).to(model.device)
+        tiles = [torch.from_numpy(one.pixel_values) for one in made if one.pixel_values is not None]
+        pixels = torch.cat(tiles).to(model.device)
         with torch.no_grad():
             found = model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels,
