@@ -30,6 +30,7 @@ from daco_rt.dictionary import (
 )
 from daco_rt.errors import ArtifactError
 from daco_rt.models import model_identity, pocket, resolve_checkpoint
+from daco_rt.scenes import scene_concepts
 
 HEADER = "name\tlabel\tgroup\tplural\tgloss\n"
 
@@ -161,11 +162,16 @@ def test_directions_are_the_contrast_of_word_readings(
 def test_shipped_dictionaries_are_whole_and_small() -> None:
     assert dictionary_for("/models/other") is None
     shipped = shipped_dictionaries()
-    assert set(shipped) == {"smol-internvl", "pocket-internvl"}
-    wanted = {"smol-internvl": (576, (15, 16, 17, 18, 19), 30), "pocket-internvl": (192, (2, 3, 4), 6)}
+    wanted = {
+        "smol-internvl": (576, (15, 16, 17, 18, 19), 30),
+        "scenes-internvl": (192, (0, 1, 2, 3, 4, 5), 6),
+        "pocket-internvl": (192, (2, 3, 4), 6),
+    }
+    assert set(shipped) == set(wanted)
     small = subset_concepts(shipped_table(), 1500)
     names = {
         "smol-internvl": [concept.name for concept in small],
+        "scenes-internvl": [*(concept.name for concept in scene_concepts()), "thing"],
         "pocket-internvl": [entry.name for entry in everyday_concepts()],
     }
     for label, path in shipped.items():
