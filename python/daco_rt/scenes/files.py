@@ -221,10 +221,9 @@ def write_pairs(folder: str | Path, *, count: int = 27, seed: int = 2) -> Path:
                 drawn = draw_scenes(numbers, generator)
                 first = drawn.concepts.clone()
                 first[:, 0] = concept.index
-                fresh = Choice(first, drawn.styles, drawn.words)
                 for i in range(count):
                     if allowed(first[i].tolist()):
-                        kept.append((first[i].tolist(), fresh.styles[i]))
+                        kept.append((first[i].tolist(), drawn.styles[i]))
             chosen = Choice(
                 torch.tensor([row for row, _ in kept[:count]]),
                 torch.stack([style for _, style in kept[:count]]),
