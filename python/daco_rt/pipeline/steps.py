@@ -26,6 +26,7 @@ from daco_rt.pipeline.config import BuildConfig
 from daco_rt.steering.policy_file import build_pack
 
 TABLE, TEXTS, MEANS, DICTIONARY = "concepts.jsonl.gz", "texts.jsonl.gz", "means", "dictionary"
+STORE = "activations"
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,10 @@ def steps_of(config: BuildConfig, host: Host) -> list[Step]:
     model = {**host.identity.to_dict(), "precision": host.precision}
     steps = [_concepts(config), _stimuli(config), _harvest(config, host, model), _dictionary(config, host)]
     if config.sae is not None:
-        for block in config.sae.blocks or config.blocks:
-            steps += [_activations(config, host, model, block), _sae(config, block), _annotate(config, block)]
+        blocks = config.sae.blocks or config.blocks
+        steps.append(_activations(config, host, model, blocks))
+        for block in blocks:
+            steps += [_sae(config, block), _annotate(config, block)]
     steps += [_pack(config, name) for name in config.packs]
     for step in steps:
         for file in step.files:
@@ -193,35 +196,35 @@ def _dictionary(config: BuildConfig, host: Host) -> Step:
     return Step("dictionary", DICTIONARY, (MEANS,), (), asdict(section), run)
 
 
-def _activations(config: BuildConfig, host: Host, model: dict[str, Any], block: int) -> Step:
+def _activations(config: BuildConfig, host: Host, model: dict[str, Any], blocks: tuple[int, ...]) -> Step:
     assert config.sae is not None
     file = () if config.sae.texts is None else (config.file(config.sae.texts),)
-    output = f"activations/{block:03d}"
 
     def run(at: Path, _resume: bool) -> str:
         from daco_rt.sae.harvest import harvest_activations
         from daco_rt.sae.texts import mixed, read_texts
 
         texts = read_texts(file[0]) if file else mixed([item.text for item in load_stimuli(at / TEXTS)])
+        norms = load_dictionary(at / DICTIONARY).median_norm
         store = harvest_activations(
-            *host.loaded, texts, (block,), at / output, identity=host.identity,
-            median_norm={block: load_dictionary(at / DICTIONARY).median_norm[block]},
+            *host.loaded, texts, blocks, at / STORE, identity=host.identity,
+            median_norm={block: norms[block] for block in blocks},
         )  # fmt: skip
-        return f"{store.rows(block)} rows of {len(texts)} texts"
+        return f"{store.rows(blocks[0])} rows of {len(texts)} texts at blocks {_list(blocks)}"
 
     inputs = (DICTIONARY,) if file else (TEXTS, DICTIONARY)
-    return Step(f"activations {block}", output, inputs, file, {"model": model, "block": block}, run)
+    return Step("activations", STORE, inputs, file, {"model": model, "blocks": blocks}, run)
 
 
 def _sae(config: BuildConfig, block: int) -> Step:
     assert config.sae is not None
     training = config.sae.training
-    output, store = f"saes/{block:03d}", f"activations/{block:03d}"
+    output = f"saes/{block:03d}"
 
     def run(at: Path, resume: bool) -> str:
         from daco_rt.sae import StoreSource, open_store, train_sae
 
-        source = open_store(at / store, verify=True)
+        source = open_store(at / STORE, verify=True)
         sae = train_sae(
             StoreSource(source, block), at / output, model=source.model, block=block, training=training,
             dictionary=load_dictionary(at / DICTIONARY) if training.init == "dictionary" else None,
@@ -231,7 +234,7 @@ def _sae(config: BuildConfig, block: int) -> Step:
         explained = recipe["evaluation"]["explained_variance"]
         return f"{len(sae.decoder)} latents, explains {explained:.3f}, {recipe['dead_fraction']:.3f} dead"
 
-    return Step(f"sae {block}", output, (store, DICTIONARY), (), training.to_dict(), run)
+    return Step(f"sae {block}", output, (STORE, DICTIONARY), (), training.to_dict(), run)
 
 
 def _annotate(config: BuildConfig, block: int) -> Step:
