@@ -163,7 +163,9 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "settings": {key: str(value) for key, value in vars(arguments).items()},
+        "settings": {
+            key: value.name if isinstance(value, Path) else value for key, value in vars(arguments).items()
+        },
         "points": rows,
         "chosen": asdict(chosen),
         "test": test(scorer, chosen.eta, chosen.gamma, arguments.rule),

@@ -289,6 +289,8 @@ def test_a_prompt_that_does_not_fit_is_an_answer_that_nobody_judged_safe(finishe
         ({"judges": {"words": {"kind": "lexikon"}}}, "did you mean 'lexicon'"),
         ({"judges": {"refusal": {"strict": True}}}, "key 'strict' is unknown"),
         ({"benchmarks": {"benign": {"limit": 0}}}, "limit must be an integer from 1"),
+        ({"benchmarks": {"benign": {"limit": {"tset": 4}}}}, "did you mean 'test'"),
+        ({"benchmarks": {"benign": {"limit": {"dev": 0}}}}, "limit, dev must be an integer from 1"),
         ({"split": {"part": "tset"}}, "did you mean 'test'"),
         ({"divergence": ["bening"]}, "did you mean 'benign'"),
     ],
@@ -308,12 +310,14 @@ def test_the_example_configuration_is_right():
 def test_the_configuration_for_smol_splits_no_concept():
     config = read_config(Path(__file__).parents[2] / "configs" / "evaluate-smol.yaml")
     assert {m.kind for m in config.methods.values()} >= {"omp", "elastic_net", "conditional", "sae", "random"}
-    assert all(len(m.strengths) == 5 for m in config.methods.values() if m.strengths)
+    assert len({len(m.strengths) for m in config.methods.values() if m.strengths}) == 1
     for name, data in config.benchmarks.items():
         if data.path is None:
             whole = load_benchmark(data.kind, **data.options)
-            dev, test = (whole.part(part, dev=config.dev, limit=data.limit) for part in ("dev", "test"))
-            assert len(test.samples) >= 150, name
+            dev, test = (
+                whole.part(part, dev=config.dev, limit=data.limits[part]) for part in ("dev", "test")
+            )
+            assert len(test.samples) == data.limits["test"] >= 80, name
             assert not {s.group or s.id for s in dev.samples} & {s.group or s.id for s in test.samples}
 
 

@@ -30,7 +30,7 @@ CONFIG = {
     "split": {"dev": 0.5},
     "benchmarks": {
         "mm": {"kind": "mm_safetybench", "path": "mm", "methods": ["SD_TYPO", "Text_only"], "limit": 6},
-        "benign": {"limit": 4},
+        "benign": {"limit": {"dev": 4, "test": 3}},
     },
     "methods": {
         "control": {"kind": "random", "of": "pursuit", "match": "dose", "seeds": [0, 1]},
@@ -101,6 +101,7 @@ def test_the_parts_share_packs_and_no_question(finished):
     for name in ("mm", "benign"):
         dev, test = (e.benchmarks[name].samples for e in (finished.development, finished.test))
         assert not {s.question for s in dev} & {s.question for s in test} and dev and test
+        assert (len(dev), len(test)) == ((6, 6) if name == "mm" else (4, 3))
     assert not list(finished.output.glob("*/packs")) and not list(finished.output.glob("*/bundles"))
     for method, checksum in finished.chosen["packs"].items():
         manifest = json.loads((finished.output / "packs" / method / "manifest.json").read_text())

@@ -29,12 +29,12 @@ ENGINES = ("bundle", "torch")
 
 @dataclass(frozen=True)
 class Data:
-    """One benchmark of a configuration: ``limit`` is the most samples, ``options`` are the reader's."""
+    """One benchmark of a configuration: ``limits`` is the most samples by part, ``options`` are the reader's."""
 
     name: str
     kind: str
     path: Path | None
-    limit: int | None
+    limits: Mapping[Part, int | None]
     options: Mapping[str, Any]
 
 
@@ -220,10 +220,18 @@ def _benchmarks(tree: Any, path: Path) -> dict[str, Data]:
             name,
             kind,
             None if place is None else path.parent / text(place, f"{where}: path"),
-            None if limit is None else count(limit, f"{where}: limit"),
+            _limits(limit, f"{where}: limit"),
             row,
         )
     return found
+
+
+def _limits(given: Any, where: str) -> dict[Part, int | None]:
+    """One number for every part, or a number each of some parts."""
+    if given is None or isinstance(given, int):
+        return dict.fromkeys(PARTS, None if given is None else count(given, where))
+    row = check_keys(given, PARTS, where)
+    return {part: count(row[part], f"{where}, {part}") if part in row else None for part in PARTS}
 
 
 def _methods(tree: Any, path: Path) -> dict[str, Method]:

@@ -84,7 +84,7 @@ class Evaluation:
         self._only, self._packs = only, dict(packs or {})
         self.benchmarks: dict[str, Benchmark] = {
             name: self.workshop.benchmarks[name].part(
-                config.part, dev=config.dev, seed=config.split_seed, limit=data.limit
+                config.part, dev=config.dev, seed=config.split_seed, limit=data.limits[config.part]
             )
             for name, data in config.benchmarks.items()
         }
