@@ -317,7 +317,7 @@ def test_the_configuration_for_smol_splits_no_concept():
             dev, test = (
                 whole.part(part, dev=config.dev, limit=data.limits[part]) for part in ("dev", "test")
             )
-            assert len(test.samples) == data.limits["test"] >= 80, name
+            assert len(test.samples) == data.limits["test"] >= 48, name
             assert not {s.group or s.id for s in dev.samples} & {s.group or s.id for s in test.samples}
 
 

@@ -80,6 +80,7 @@ def test_the_best_trial_within_each_budget_is_chosen_and_nothing_else_is_tested(
     record = finished.chosen
     trials = {trial["variant"]: trial for trial in record["trials"]}
     assert set(trials) == {cell.variant for cell in finished.development.cells}
+    assert not any(name.startswith("control") for name in trials)
     assert list(record["chosen"]) == ["1e-05", "50"]
     for budget, row in record["chosen"].items():
         assert row["none"] == "none"
@@ -115,8 +116,8 @@ def test_the_control_doses_as_what_it_controls(finished):
         row = notes[f"control@0.3-d{draw}"]
         assert row["dose of undesirable atoms"] > 0.001
         assert row["dose of random atoms"] == pytest.approx(row["dose of undesirable atoms"], rel=1e-6)
-    cells = [c for c in finished.development.cells if c.variant == "control@0.3" and c.benchmark == "mm"]
-    one, other = ([a.token_ids for a in finished.development.answers(cell).values()] for cell in cells)
+    cells = [c for c in finished.test.cells if c.variant == "control@0.3" and c.benchmark == "mm"]
+    one, other = ([a.token_ids for a in finished.test.answers(cell).values()] for cell in cells)
     assert len(cells) == 2 and one != other
 
 

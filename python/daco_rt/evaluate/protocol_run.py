@@ -51,7 +51,11 @@ class ProtocolRun:
         self.config, self.protocol, self.output = config, config.protocol, config.output
         self.workshop = Workshop(config, config.output)
         dev = replace(config, part="dev", output=config.output / "dev")
-        self.development = Evaluation(dev, workshop=self.workshop)
+        # A control has nothing to be chosen: it takes its method's strength, and runs on the test part alone.
+        tried = {
+            label for method in config.methods.values() if method.controls is None for label in method.labels
+        }
+        self.development = Evaluation(dev, workshop=self.workshop, only=tried)
         criterion = self.protocol.criterion
         samples = self.development.benchmarks[criterion.benchmark].samples
         if criterion.name in ("main", "own", "named") and not any(sample.harmful for sample in samples):
