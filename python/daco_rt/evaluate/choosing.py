@@ -127,7 +127,6 @@ def run_on_test(methods: Mapping[str, Any], chosen: Mapping[float, Mapping[str, 
 
 def fingerprint(evaluation: Evaluation, protocol: Protocol) -> str:
     """Return the SHA-256 of what a choice rests on: answers, divergences, and the verdicts of its judges."""
-    judges = sorted({protocol.criterion.judge, *(c.rate.judge for c in protocol.constraints)})
     digest = hashlib.sha256()
     for cell in evaluation.cells:
         row = {
@@ -136,7 +135,7 @@ def fingerprint(evaluation: Evaluation, protocol: Protocol) -> str:
             "divergence": evaluation.divergences(cell),
             "verdicts": [
                 {key: verdict.to_json() for key, verdict in evaluation.verdicts(cell, judge).items()}
-                for judge in judges
+                for judge in protocol.judges
             ],
         }
         digest.update((json.dumps(row, sort_keys=True) + "\n").encode())

@@ -16,6 +16,7 @@ from daco_rt.evaluate.content import (
     costs,
     examples,
     harmful_of,
+    pending_text,
     removed,
     setting,
 )
@@ -309,6 +310,8 @@ def _trials(run: ProtocolRun, trials: Sequence[Trial], chosen: Chosen) -> Sectio
         *(str(constraint) for constraint in protocol.constraints), "constraints", "chosen at",
     )  # fmt: skip
     text = f"{len(rows)} variants on {len(run.development.benchmarks)} benchmarks."
+    if run.test is not None:
+        text += pending_text(run.development)
     return Section("Trials on the development part", text, [Table(titles, tuple(rows))])
 
 

@@ -130,9 +130,15 @@ def setting(evaluation: Evaluation) -> Section:
             " No protocol: strengths are compared on the questions that they are chosen on, so this is an "
         )
         text += "exploration and no result."
+    text += pending_text(evaluation)
     return Section(
         "Setting", text, [Table(("benchmark", "data", "questions", "licence", "SHA-256"), tuple(rows), 5)]
     )
+
+
+def pending_text(evaluation: Evaluation) -> str:
+    """Return a sentence about each judge that could not be asked about some answers."""
+    return "".join(f" {str(row)[0].upper()}{str(row)[1:]}." for row in evaluation.pending())
 
 
 def benchmark_section(evaluation: Evaluation, numbers: Sequence[Numbers], name: str) -> Section:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from daco_rt.evaluate.page import markdown, page
 from daco_rt.evaluate.parts import Figure, Section, share
 from daco_rt.evaluate.protocol_run import ProtocolRun
 from daco_rt.evaluate.reading import against_judges, by_variant, read_sample
-from daco_rt.evaluate.run import Evaluation
+from daco_rt.evaluate.run import Evaluation, Pending
 from daco_rt.evaluate.summary import Numbers, summarise
 
 
@@ -29,14 +29,21 @@ class Report:
     ----------
     files : tuple of Path
     numbers : tuple of Numbers
+    pending : tuple of Pending
+        What judges could not be asked about.
     """
 
     files: tuple[Path, ...]
     numbers: tuple[Numbers, ...]
+    pending: tuple[Pending, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return files and numbers ready for ``json.dumps``."""
-        return {"files": [str(f) for f in self.files], "numbers": [row.to_json() for row in self.numbers]}
+        """Return files, numbers and what is pending ready for ``json.dumps``."""
+        return {
+            "files": [str(f) for f in self.files],
+            "numbers": [row.to_json() for row in self.numbers],
+            "pending": [asdict(row) for row in self.pending],
+        }
 
     def summary(self) -> list[dict[str, str]]:
         """Return one row a variant and benchmark for the terminal: each judge's main rate."""
@@ -71,7 +78,7 @@ def write_report(evaluation: Evaluation) -> Report:
     _read(evaluation, evaluation.output, sections)
     record = {"run": "run.json", "numbers": [n.to_json() for n in numbers]}
     files = _write(evaluation.output, _title(evaluation.config), sections, record)
-    return Report(files, tuple(numbers))
+    return Report(files, tuple(numbers), tuple(evaluation.pending()))
 
 
 def write_protocol_report(run: ProtocolRun) -> Report:
@@ -95,7 +102,7 @@ def write_protocol_report(run: ProtocolRun) -> Report:
         sections = claim_sections(run, development, [], [], [])
         record |= {"numbers": [], "development": [n.to_json() for n in development]}
         files = _write(run.output, _title(run.config), sections, record)
-        return Report(files, tuple(development))
+        return Report(files, tuple(development), tuple(run.development.pending()))
     require(evaluation)
     test = summarise(evaluation)
     comparisons = compare(evaluation, run.protocol, chosen["chosen"])
@@ -110,7 +117,7 @@ def write_protocol_report(run: ProtocolRun) -> Report:
         "development": [n.to_json() for n in development],
     }
     files = _write(run.output, _title(run.config), sections, record)
-    return Report(files, tuple(test))
+    return Report(files, tuple(test), (*run.development.pending(), *evaluation.pending()))
 
 
 def _title(config: EvaluationConfig) -> str:

@@ -55,6 +55,23 @@ class Cell:
         return Cell("none", "none", None, self.benchmark, self.seed)
 
 
+@dataclass(frozen=True)
+class Pending:
+    """What a judge could not be asked about: ``count`` of ``total`` answers, and why for the first one."""
+
+    judge: str
+    part: str
+    count: int
+    total: int
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"judge '{self.judge}' could not be asked about {self.count} of {self.total} answers of part "
+            f"'{self.part}', which are unjudged ({self.reason}); the same command again asks about these"
+        )
+
+
 class Evaluation:
     """An evaluation on disk.
 
@@ -123,7 +140,7 @@ class Evaluation:
         self.judge()
 
     def judge(self) -> None:
-        """Let every judge speak about every answer that it has not seen."""
+        """Let every judge speak about every answer that it has not seen, or could not be asked about."""
         for name, row in self.config.judges.items():
             options = {key: value for key, value in row.items() if key != "kind"}
             # Opened all, so that verdicts of a judge with other options are refused before anything is asked.
@@ -137,6 +154,7 @@ class Evaluation:
             with progress(f"judging by {name}", total=len(waiting)) as advance:
                 for cell in waiting:
                     rows = files[cell]
+                    rows.drop(_is_pending)
                     samples = [s for s in self.benchmarks[cell.benchmark].samples if s.id not in rows.rows]
                     answers = self.answers(cell)
                     verdicts = judge.judge(samples, [answers[s.id].text for s in samples])
@@ -144,13 +162,26 @@ class Evaluation:
                         {"id": s.id, **_heard(v, answers[s.id]).to_json()}
                         for s, v in zip(samples, verdicts, strict=True)
                     )
-                    rows.finish()
+                    if not any(map(_is_pending, rows.rows.values())):
+                        rows.finish()
                     advance(1)
 
     def judged(self, cell: Cell) -> bool:
-        """Whether a cell has all its answers, and every judge's verdicts."""
-        paths = [self._file("verdicts", cell, name) for name in self.config.judges]
-        return all(path.is_file() for path in [self._file("answers", cell), *paths])
+        """Whether a cell has all its answers, and every judge's verdicts, pending ones too."""
+        if not self._file("answers", cell).is_file():
+            return False
+        ids = {sample.id for sample in self.benchmarks[cell.benchmark].samples}
+        return all(ids <= set(self.verdicts(cell, name)) for name in self.config.judges)
+
+    def pending(self) -> list[Pending]:
+        """Return what judges could not be asked about; these answers are unjudged, and `judge` asks again."""
+        found = []
+        for name in self.config.judges:
+            verdicts = [v for cell in self.cells for v in self.verdicts(cell, name).values()]
+            reasons = [verdict.reason for verdict in verdicts if verdict.pending]
+            if reasons:
+                found.append(Pending(name, self.config.part, len(reasons), len(verdicts), reasons[0]))
+        return found
 
     def answers(self, cell: Cell) -> dict[str, Answer]:
         """Return a cell's answers by the sample's id."""
@@ -159,8 +190,8 @@ class Evaluation:
 
     def verdicts(self, cell: Cell, judge: str) -> dict[str, Verdict]:
         """Return a judge's verdicts about a cell by the sample's id."""
-        rows = read_rows(self._file("verdicts", cell, judge))
-        return {row.pop("id"): Verdict.from_json(row) for row in rows}
+        path = self._file("verdicts", cell, judge)
+        return {row.pop("id"): Verdict.from_json(row) for row in read_rows(path)}
 
     def divergences(self, cell: Cell) -> dict[str, list[float]] | None:
         """Return KL(unsteered ‖ steered) in nats by token of each unsteered answer; None if not asked."""
@@ -366,6 +397,10 @@ class Evaluation:
 def _seed(sample: Sample, seed: int) -> int:
     """The seed of one answer: the same whether the run was interrupted before it or not."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{sample.id}".encode()).digest()[:4], "big")
+
+
+def _is_pending(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("pending"))
 
 
 def _heard(verdict: Verdict, answer: Answer) -> Verdict:
