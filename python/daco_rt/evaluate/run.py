@@ -132,6 +132,7 @@ class Evaluation:
         DacoError
             A source is missing or does not fit, or the folder holds an evaluation under other settings.
         """
+        self.workshop.check()
         self.output.mkdir(parents=True, exist_ok=True)
         self._describe()
         for method in self.config.methods.values():

@@ -17,7 +17,7 @@ from daco_rt.dictionary import dictionary_for
 from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.evaluate.benchmarks import load_benchmark
 from daco_rt.evaluate.config import EvaluationConfig
-from daco_rt.evaluate.methods import Built, Codes, Method, build_method, checksum_of
+from daco_rt.evaluate.methods import Built, Codes, Method, build_method, check_method, checksum_of
 from daco_rt.evaluate.samples import Benchmark, Sample
 from daco_rt.evaluate.subject import Ask, BundleSubject, Subject
 
@@ -57,6 +57,20 @@ class Workshop:
             for name, data in config.benchmarks.items()
         }
         self._loaded: Subject | None = None
+
+    def check(self) -> None:
+        """Refuse methods that cannot run, before anything is made or generated.
+
+        Raises
+        ------
+        DacoError
+            As `check_method`; the sentence also names the configuration.
+        """
+        for method in self.config.methods.values():
+            try:
+                check_method(method, self.config.engine)
+            except DacoError as error:
+                raise DacoError(f"{self.config.path}, {error}") from error
 
     def build(self, method: Method) -> Built:
         """Compile a method, or take what was compiled before from the same things.
