@@ -195,6 +195,7 @@ def _cells(
     cost = by_key[variant, run.protocol.divergence]
     cells.append((f"{first.benchmark}, fluency ↑", amount(first.fluency)))
     cells.append((f"{run.protocol.divergence}, as unsteered ↑", share(cost.exact)))
+        cells.append(("neutral text, KL ↓", number(first.kl_neutral)))
     cells.append((f"{run.protocol.divergence}, KL ↓", number(cost.kl)))
     if run.config.perplexity:
         cells.append(("perplexity ↓", number(first.perplexity)))

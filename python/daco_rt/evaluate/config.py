@@ -68,7 +68,7 @@ class EvaluationConfig:
     divergence : tuple of str
         Benchmarks on whose unsteered answers the KL divergence is measured.
     perplexity : bool
-        Whether it is measured on neutral text.
+        Whether it, and the divergence, are measured on neutral text.
     timing : bool
         Whether the time of a token is measured in pairs with the unsteered model.
     protocol : Protocol or None

@@ -247,7 +247,7 @@ def categories(evaluation: Evaluation, numbers: Sequence[Numbers], shown: list[s
 
 
 def costs(numbers: Sequence[Numbers]) -> Section:
-    """Return what each variant costs: time, edited rows, dose, perplexity."""
+    """Return what each variant costs: time, edited rows, dose, perplexity, divergence on neutral text."""
     rows = []
     first = numbers[0].benchmark
     for n in numbers:
@@ -266,6 +266,7 @@ def costs(numbers: Sequence[Numbers]) -> Section:
         )
     titles = (
         "variant",
+                number(n.kl_neutral),
         "ms a token",
         "times unsteered",
         "rows edited, %",
@@ -276,7 +277,9 @@ def costs(numbers: Sequence[Numbers]) -> Section:
     text = (
         f"Edited rows and dose are those on {first}. Time is that of one request at a time, in pairs with "
         "the unsteered model: median, and least and largest of the pairs; an indication, for the machine may "
-        "be busy. p of the perplexity: a paired permutation test over the passages."
+        "KL, neutral text",
+        "be busy. p of the perplexity: a paired permutation test over the passages. KL: nats a token on the "
+        "same passages, bootstrapped by passage."
     )
     return Section("Cost", text, [Table(titles, tuple(rows))])
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -201,14 +201,16 @@ class Evaluation:
             return None
         return {row["id"]: row["nats"] for row in read_rows(path)}
 
-    def neutral_nats(self, method: str, variant: str) -> list[list[float]] | None:
-        """Return −ln p by token of each neutral passage under a variant, draws one after the other; None if
-        it was not measured.
+    def neutral(self, method: str, variant: str, what: Literal["nats", "kl"]) -> list[list[float]] | None:
+        """Return −ln p or KL(unsteered ‖ steered) by token of each neutral passage under a variant, draws one
+        after the other; None if it was not measured (the divergence by versions before it was).
         """
         paths = [self._perplexity_file(drawn(variant, draw)) for draw in self.config.methods[method].draws]
         if not all(path.is_file() for path in paths):
             return None
-        rows = [[row["nats"] for row in read_rows(path)] for path in paths]
+        rows = [[row.get(what) for row in read_rows(path)] for path in paths]
+        if any(values is None for row in rows for values in row):
+            return None
         return [[nats for draw in passage for nats in draw] for passage in zip(*rows, strict=True)]
 
     def seconds(self, variant: str) -> list[tuple[float, float]] | None:
@@ -308,14 +310,14 @@ class Evaluation:
         rows.finish()
 
     def _perplex(self, name: str, setting: dict[str, Any], built: Built, subject: Subject) -> None:
-        from daco_rt.evaluate.perplexity import neutral_nats
+        from daco_rt.evaluate.perplexity import neutral_passages
 
         rows = RowFile(self._perplexity_file(name), setting)
         if rows.complete:
             return
-        nats = neutral_nats(subject, policy=built.policies[name])
+        passages = neutral_passages(subject, policy=built.policies[name])
         rows.append(
-            {"id": str(i), "nats": values} for i, values in enumerate(nats) if str(i) not in rows.rows
+            {"id": str(i), **row._asdict()} for i, row in enumerate(passages) if str(i) not in rows.rows
         )
         rows.finish()
 
