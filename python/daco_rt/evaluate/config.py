@@ -29,7 +29,7 @@ ENGINES = ("bundle", "torch")
 
 @dataclass(frozen=True)
 class Data:
-    """One benchmark of a configuration: ``limits`` is the most samples by part, ``options`` are the reader's."""
+    """One benchmark of a configuration: ``limits`` is the most samples by part, ``options`` the reader's."""
 
     name: str
     kind: str
@@ -113,7 +113,7 @@ def read_config(
 
     Example
     -------
-    >>> read_config("configs/evaluate-pocket.yaml").engine
+    >>> read_config("configs/evaluate.yaml").engine
     'bundle'
     """
     path = Path(path)

@@ -84,7 +84,7 @@ class Evaluation:
 
     Example
     -------
-    >>> Evaluation(read_config("configs/evaluate-pocket.yaml")).run()               # doctest: +SKIP
+    >>> Evaluation(read_config("configs/evaluate.yaml")).run()                      # doctest: +SKIP
     """
 
     def __init__(
