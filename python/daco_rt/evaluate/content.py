@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Sequence
 
 from daco_rt.errors import DacoError
+from daco_rt.evaluate.config import EvaluationConfig
 from daco_rt.evaluate.figures import draw_categories, draw_front
 from daco_rt.evaluate.parts import (
+    Code,
     Example,
     Figure,
     Section,
@@ -40,8 +43,9 @@ def build_sections(evaluation: Evaluation, numbers: Sequence[Numbers]) -> list[S
         costs(numbers),
         removed(numbers, shown),
     ]
-    sections += [agreement_section(evaluation), examples(evaluation, shown), _commands(evaluation)]
-    return [section for section in sections if section.parts or section.title == "How to repeat it"]
+    sections += [agreement_section(evaluation), examples(evaluation, shown)]
+    sections.append(commands(evaluation.config, "--part", evaluation.config.part))
+    return [section for section in sections if section.parts]
 
 
 def at_budgets(
@@ -262,22 +266,22 @@ def costs(numbers: Sequence[Numbers]) -> Section:
                 f"{n.applied:.3f}",
                 number(n.perplexity),
                 "" if n.variant == "none" else p_value(n.p_perplexity),
+                number(n.kl_neutral),
             )
         )
     titles = (
         "variant",
-                number(n.kl_neutral),
         "ms a token",
         "times unsteered",
         "rows edited, %",
         "applied dose",
         "perplexity, neutral text",
         "its p",
+        "KL, neutral text",
     )
     text = (
         f"Edited rows and dose are those on {first}. Time is that of one request at a time, in pairs with "
         "the unsteered model: median, and least and largest of the pairs; an indication, for the machine may "
-        "KL, neutral text",
         "be busy. p of the perplexity: a paired permutation test over the passages. KL: nats a token on the "
         "same passages, bootstrapped by passage."
     )
@@ -338,10 +342,16 @@ def examples(evaluation: Evaluation, shown: list[str]) -> Section:
     return section
 
 
-def _commands(evaluation: Evaluation) -> Section:
-    config = evaluation.config
-    command = ["daco-rt", "evaluate", str(config.path), "--output", str(config.output), "--part", config.part]
-    return Section("How to repeat it", f"`{shlex.join(command)}`")
+def commands(config: EvaluationConfig, *options: str) -> Section:
+    """Return how the run is repeated: what the configuration says comes first, and the command itself."""
+    # An output named in a file stands beside that file: configs/../runs/smol.
+    path, output = (os.path.normpath(place) for place in (config.path, config.output))
+    command = shlex.join(["daco-rt", "evaluate", path, "--output", output, *options])
+    text = (
+        "Into a folder that is not there yet. With `--report-only` the last command writes this page again "
+        "from what is there."
+    )
+    return Section("How to repeat it", text, [Code((*config.prepare, command))])
 
 
 def require(evaluation: Evaluation) -> None:

@@ -19,6 +19,7 @@ from daco_rt.evaluate.protocol_run import ProtocolRun
 from daco_rt.evaluate.reading import against_judges, by_variant, read_sample
 from daco_rt.evaluate.run import Evaluation, Pending
 from daco_rt.evaluate.summary import Numbers, summarise
+from daco_rt.evaluate.values import plain
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,13 @@ class Report:
     pending: tuple[Pending, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return files, numbers and what is pending ready for ``json.dumps``."""
-        return {
+        """Return files, numbers and what is pending ready for ``json.dumps``; NaN is null."""
+        record = {
             "files": [str(f) for f in self.files],
             "numbers": [row.to_json() for row in self.numbers],
             "pending": [asdict(row) for row in self.pending],
         }
+        return dict(plain(record))
 
     def summary(self) -> list[dict[str, str]]:
         """Return one row a variant and benchmark for the terminal: each judge's main rate."""
@@ -76,7 +78,7 @@ def write_report(evaluation: Evaluation) -> Report:
     numbers = summarise(evaluation)
     sections = build_sections(evaluation, numbers)
     _read(evaluation, evaluation.output, sections)
-    record = {"run": "run.json", "numbers": [n.to_json() for n in numbers]}
+    record = {"run": evaluation.described, "numbers": [n.to_json() for n in numbers]}
     files = _write(evaluation.output, _title(evaluation.config), sections, record)
     return Report(files, tuple(numbers), tuple(evaluation.pending()))
 
@@ -97,7 +99,7 @@ def write_protocol_report(run: ProtocolRun) -> Report:
     require(run.development)
     development = summarise(run.development)
     evaluation, chosen = run.test, run.chosen
-    record: dict[str, Any] = {"runs": ["dev/run.json"], "chosen": chosen}
+    record: dict[str, Any] = {"runs": {"dev": run.development.described}, "chosen": chosen}
     if evaluation is None or chosen is None:
         sections = claim_sections(run, development, [], [], [])
         record |= {"numbers": [], "development": [n.to_json() for n in development]}
@@ -109,7 +111,7 @@ def write_protocol_report(run: ProtocolRun) -> Report:
     repetitions = repeated(evaluation, run.protocol, chosen["chosen"])
     sections = claim_sections(run, development, test, comparisons, repetitions)
     _read(evaluation, run.output, sections)
-    record["runs"].append("test/run.json")
+    record["runs"]["test"] = evaluation.described
     record |= {
         "numbers": [n.to_json() for n in test],
         "comparisons": [c.to_json() for c in comparisons],
@@ -138,10 +140,11 @@ def _write(output: Path, title: str, sections: Sequence[Section], record: dict[s
         for part in section.parts
         if isinstance(part, Figure)
     }
+    numbers = json.dumps(plain({"title": title, **record}), indent=1, ensure_ascii=False, allow_nan=False)
     texts = {
         output / "report.md": markdown(title, sections),
         output / "report.html": page(title, sections),
-        output / "report.json": json.dumps({"title": title, **record}, indent=1, ensure_ascii=False) + "\n",
+        output / "report.json": f"{numbers}\n",
         **figures,
     }
     for path, text in texts.items():

@@ -118,7 +118,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     there = next((file for file in (path, _partial(path)) if file.is_file()), None)
     if there is None:
         return []
-    # Not splitlines: texts may hold other separators, which JSON leaves as they are. The last is torn or empty.
+    # Not splitlines: texts may hold other separators, which JSON leaves as they are. The last may be torn.
     return [json.loads(line) for line in there.read_text(encoding="utf-8").split("\n")[1:-1]]
 
 

@@ -24,7 +24,7 @@ from daco_rt.evaluate.provenance import provenance
 from daco_rt.evaluate.rows import RowFile, read_rows
 from daco_rt.evaluate.samples import Benchmark, Sample
 from daco_rt.evaluate.subject import Answer, Subject
-from daco_rt.evaluate.workshop import Workshop, ask_for
+from daco_rt.evaluate.workshop import Workshop, ask_for, read_record
 from daco_rt.progress import progress
 
 
@@ -383,6 +383,11 @@ class Evaluation:
             "method": method.recipe,
             "strength": strength,
         }
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What ``run.json`` says: configuration, cards of the data, versions, machine, commit."""
+        return read_record(self.output / "run.json")
 
     def _describe(self) -> None:
         record = {
