@@ -172,16 +172,21 @@ class Evaluation:
         if not self._file("answers", cell).is_file():
             return False
         ids = {sample.id for sample in self.benchmarks[cell.benchmark].samples}
-        return all(ids <= set(self.verdicts(cell, name)) for name in self.config.judges)
+        return all(
+            self._file("verdicts", cell, name).is_file() or ids <= set(self.verdicts(cell, name))
+            for name in self.config.judges
+        )
 
     def pending(self) -> list[Pending]:
         """Return what judges could not be asked about; these answers are unjudged, and `judge` asks again."""
         found = []
+        total = sum(len(self.benchmarks[cell.benchmark].samples) for cell in self.cells)
         for name in self.config.judges:
-            verdicts = [v for cell in self.cells for v in self.verdicts(cell, name).values()]
+            unfinished = [cell for cell in self.cells if not self._file("verdicts", cell, name).is_file()]
+            verdicts = [v for cell in unfinished for v in self.verdicts(cell, name).values()]
             reasons = [verdict.reason for verdict in verdicts if verdict.pending]
             if reasons:
-                found.append(Pending(name, self.config.part, len(reasons), len(verdicts), reasons[0]))
+                found.append(Pending(name, self.config.part, len(reasons), total, reasons[0]))
         return found
 
     def answers(self, cell: Cell) -> dict[str, Answer]:
