@@ -82,7 +82,11 @@ def test_from_words_to_a_pack_that_an_export_takes(tmp_path: Path, config: Path,
 
     config.write_text(CONFIG.replace("eta: 0.05", "eta: 0.04"))
     again = states(capsys, str(config), "--output", str(out))
-    assert {name for name, state in again.items() if state == "made"} == {"annotate 2", "annotate 3", "pack latents"}
+    assert {name for name, state in again.items() if state == "made"} == {
+        "annotate 2",
+        "annotate 3",
+        "pack latents",
+    }
     (tmp_path / "p.yaml").write_text(POLICIES.replace("gain: -1", "gain: 0"))
     again = states(capsys, str(config), "--output", str(out))
     assert {name for name, state in again.items() if state == "made"} == {"pack default", "pack latents"}

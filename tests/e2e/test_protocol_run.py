@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from daco_rt.artifacts import load_pack
 from daco_rt.cli import main
 from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.evaluate.choosing import FILE
@@ -116,9 +117,12 @@ def test_the_control_doses_as_what_it_controls(finished):
         row = notes[f"control@0.3-d{draw}"]
         assert row["dose of undesirable atoms"] > 0.001
         assert row["dose of random atoms"] == pytest.approx(row["dose of undesirable atoms"], rel=1e-6)
-    cells = [c for c in finished.test.cells if c.variant == "control@0.3" and c.benchmark == "mm"]
-    one, other = ([a.token_ids for a in finished.test.answers(cell).values()] for cell in cells)
-    assert len(cells) == 2 and one != other
+    pack = load_pack(finished.output / "packs" / "control")
+    one, other = (
+        pack.operands(pack.blocks[0])["gain"][pack.policy(f"control@0.3-d{draw}").slot] for draw in (0, 1)
+    )
+    assert (one != 1).sum() == (other != 1).sum() == row["atoms"] and ((one != 1) != (other != 1)).any()
+    assert {cell.draw for cell in finished.test.cells if cell.method == "control"} == {0, 1}
 
 
 def test_a_second_run_asks_nothing(finished, monkeypatch):

@@ -29,7 +29,7 @@ ENGINES = ("bundle", "torch")
 
 @dataclass(frozen=True)
 class Data:
-    """One benchmark of a configuration: ``limits`` is the most samples by part, ``options`` the reader's."""
+    """One benchmark: ``limits`` is the most samples of each part, ``options`` are the reader's."""
 
     name: str
     kind: str
