@@ -144,9 +144,7 @@ def test_neutral_text_has_the_numbers_of_the_logits(finished, tmp_path, monkeypa
         for n in json.loads((finished.output / "report.json").read_text())["numbers"]
         if (n["variant"], n["benchmark"]) == ("add@0.5", "benign")
     ]
-    assert row["kl_neutral"][0] == pytest.approx(np.mean(np.concatenate(kl))) and row["kl_neutral"][3] == sum(
-        map(len, kl)
-    )
+    assert row["kl_neutral"][0] == pytest.approx(np.mean(np.concatenate(kl))) and row["kl_neutral"][3] == 16
     notes = (finished.output / "report.md").read_text()
     assert "KL, neutral text" in notes and notes.rstrip().endswith("--part test\n```") and "/../" not in notes
 
