@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 import shutil
 from pathlib import Path
@@ -313,9 +312,12 @@ def test_the_report_holds_the_numbers_and_loads_nothing(finished):
     told = json.loads((finished.output / "run.json").read_text())
     assert told["benchmarks"]["mm"]["sha256"] == finished.benchmarks["mm"].card.sha256
     # Only report.json is kept as a result, so it says all that run.json does.
-    assert record["run"] == told and told["config"]["methods"] == CONFIG["methods"]
-    assert told["machine"]["cores"] >= 1 and told["machine"]["memory_bytes"] > 1e8 and "commit" in told
-    assert (platform.node() or "/") not in json.dumps(told["machine"])
+    # A run that finds everything there writes run.json again, perhaps at another commit.
+    assert record["run"] | {"commit": ""} == told | {"commit": ""}
+    assert told["config"]["methods"] == CONFIG["methods"] and told["machine"]["cores"] >= 1
+    assert set(told["machine"]) == {
+        "cpu", "cores", "flags", "last_level_cache_bytes", "memory_bytes", "system"
+    }  # fmt: skip
 
 
 def test_numbers_that_do_not_exist_are_null():
