@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Check, Report, Row, Target, arguments, cores
+from harness import Check, Report, Row, Target, arguments
 from timing import against, spread
 
+from daco_rt._machine import cores
 from daco_rt.artifacts import load_bundle, write_safetensors
 from daco_rt.errors import DacoError
 from daco_rt.models import family, resolve_checkpoint

@@ -19,10 +19,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from daco_rt._machine import machine
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FORMAT, VERSION = "daco_rt.benchmark", 1
-ISA_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16")
 
 
 @dataclass(frozen=True)
@@ -163,33 +164,6 @@ def arguments(
 # ---- where and with what
 
 
-def machine() -> dict[str, Any]:
-    """CPU, cores, instruction sets and caches; nothing that names the machine or a place on it."""
-    model, flags = platform.machine(), set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = set(value.split())
-    except OSError:
-        pass
-    return {
-        "cpu": model,
-        "cores": cores(),
-        "flags": [flag for flag in ISA_FLAGS if flag in flags],
-        "last_level_cache_bytes": last_level_cache(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def busy_cores(seconds: float = 0.5) -> float:
     """How many cores are at work while this process sleeps; 0 where the system does not say."""
 
@@ -205,16 +179,6 @@ def busy_cores(seconds: float = 0.5) -> float:
         return 0.0
     share = 1 - (idle_after - idle) / max(1, total_after - total)
     return round(share * (os.cpu_count() or 1), 2)
-
-
-def last_level_cache() -> int:
-    """Bytes of the largest cache; 32 MiB where the system does not say."""
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    found = [32 << 20]
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        found.append(int(text.rstrip("KMG")) * units.get(text[-1], 1))
-    return max(found[1:] or found)
 
 
 def versions() -> dict[str, str]:

@@ -21,12 +21,13 @@ import baselines
 import ml_dtypes
 import numpy as np
 import torch
-from harness import Check, Report, Row, Target, arguments, cores
+from harness import Check, Report, Row, Target, arguments
 from references import Expected, check_pursuit, check_rows, expect_sae, pursuit_residuals
 from timing import Reader, against, copies_for, in_turns, peak_flops, spread
 from workloads import SLOT, coherence, coherent_dictionary, mixtures, removing_policy
 
 import daco_rt.ops as torch_ops
+from daco_rt._machine import cores
 from daco_rt.ops import numpy as numpy_ops
 from daco_rt.ops import quantise
 

@@ -24,11 +24,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from harness import Check, Report, Row, Target, arguments, cores, resident_mb, return_free_memory
+from harness import Check, Report, Row, Target, arguments, resident_mb, return_free_memory
 from references import DOSE_BOUND, check_pursuit, pursuit_residuals
 from timing import Reader, against, in_turns, spread
 from workloads import SLOT, coherent_dictionary, removing_policy
 
+from daco_rt._machine import cores
 from daco_rt.artifacts import Concept, Pack, Policy, load_bundle, save_pack
 from daco_rt.export import export_model
 from daco_rt.export.probe import Probe, Stepper, taps_of

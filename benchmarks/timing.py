@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from harness import last_level_cache
+
+from daco_rt._machine import last_level_cache
 
 _SETTLE_S = 0.015
 """Wait before each measured call, until the worker threads of the call before it have stopped spinning."""

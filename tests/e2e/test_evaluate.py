@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,15 @@ from daco_rt.cli import main
 from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.evaluate.benchmarks import load_benchmark
 from daco_rt.evaluate.config import read_config
+from daco_rt.evaluate.content import commands
 from daco_rt.evaluate.layouts import write_mm_safetybench
-from daco_rt.evaluate.metrics import kl_nats, token_nats
+from daco_rt.evaluate.metrics import kl_nats, token_nats, wilson
+from daco_rt.evaluate.page import markdown, page
+from daco_rt.evaluate.perplexity import neutral_passages, neutral_texts
 from daco_rt.evaluate.run import Cell, Evaluation
 from daco_rt.evaluate.subject import Ask, BundleSubject, Subject
 from daco_rt.evaluate.torch_subject import TorchSubject
+from daco_rt.evaluate.values import plain
 from daco_rt.runtime import GenerateRequest
 
 CONFIG = {
@@ -111,6 +117,51 @@ def test_divergence_is_zero_where_nothing_changes_and_that_of_the_logits_elsewhe
     p, q = (next(subject.logits([Ask(sample.prompt)], [ids], policy=policy)) for policy in ("off", "add@0.5"))
     assert np.allclose(by_variant["add@0.5"][sample.id], kl_nats(p, q), rtol=1e-3, atol=1e-6)
     assert by_variant["add@0.5"][sample.id][0] > 1e-3
+
+
+def test_neutral_text_has_the_numbers_of_the_logits(finished, tmp_path, monkeypatch):
+    subject = BundleSubject(finished.output / "bundles" / "add", threads=1)
+    texts = neutral_texts()
+    first = texts[3].split(" ", 1)[0]
+    ids = subject.processor.prepare(texts[3], raw=True).input_ids.tolist()
+    given = ids[len(subject.processor.prepare(first, raw=True).input_ids) :]
+    p, q = (
+        next(subject.logits([Ask(first, raw=True)], [given], policy=policy)) for policy in ("off", "add@0.5")
+    )
+    nats, kl = (finished.neutral("add", "add@0.5", what) for what in ("nats", "kl"))
+    assert len(nats) == len(kl) == len(texts) == 16
+    assert np.allclose(kl[3], kl_nats(p, q), rtol=1e-3, atol=1e-6) and max(kl[3]) > 1e-3
+    assert np.allclose(nats[3], token_nats(q, given), rtol=1e-3, atol=1e-5)
+    for method, variant in (("none", "none"), ("pursuit", "pursuit@5")):
+        assert max(map(max, finished.neutral(method, variant, "kl"))) < 1e-9
+    assert finished.neutral("system", "system", "kl") is None
+    whole = list(neutral_passages(subject, policy="add@0.5", texts=texts[:3]))
+    monkeypatch.setattr("daco_rt.evaluate.perplexity.PIECE", 1)
+    for one, other in zip(whole, neutral_passages(subject, policy="add@0.5", texts=texts[:3]), strict=True):
+        assert np.allclose(one.kl, other.kl, rtol=1e-3, atol=1e-6)
+    (row,) = [
+        n
+        for n in json.loads((finished.output / "report.json").read_text())["numbers"]
+        if (n["variant"], n["benchmark"]) == ("add@0.5", "benign")
+    ]
+    assert row["kl_neutral"][0] == pytest.approx(np.mean(np.concatenate(kl))) and row["kl_neutral"][3] == 16
+    notes = (finished.output / "report.md").read_text()
+    assert "KL, neutral text" in notes and notes.rstrip().endswith("--part test\n```") and "/../" not in notes
+
+
+def test_folders_from_before_the_divergence_on_neutral_text_go_on(finished, tmp_path):
+    shutil.copytree(finished.output, tmp_path / "run")
+    (tmp_path / "mm").symlink_to(finished.config.path.parent / "mm")
+    file = tmp_path / "run" / "perplexity" / "add@0.5.jsonl"
+    header, *rows = map(json.loads, file.read_text().splitlines())
+    for row in rows:
+        del row["kl"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)))
+    assert main(["evaluate", str(write_config(tmp_path)), "--json"]) == 0
+    numbers = json.loads((tmp_path / "run" / "report.json").read_text())["numbers"]
+    empty = {n["variant"] for n in numbers if n["kl_neutral"] is None}
+    assert empty == {"system", "add@0.5"}
+    assert all(n["perplexity"] is not None for n in numbers if n["variant"] == "add@0.5")
 
 
 @pytest.mark.parametrize("engine", ["bundle", "torch"])
@@ -234,6 +285,9 @@ def test_torch_and_bundle_give_the_same_answers(finished, tmp_path):
                 other.edited_rows,
             )
             assert answer.removed == other.removed
+        if cell.method != "system":
+            ours, theirs = (run.neutral(cell.method, cell.variant, "kl") for run in (torch_run, finished))
+            assert all(np.allclose(a, b, rtol=1e-2, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
         nats = torch_run.divergences(cell)
         if nats is not None:
             expected = finished.divergences(cell)
@@ -241,11 +295,11 @@ def test_torch_and_bundle_give_the_same_answers(finished, tmp_path):
 
 
 def test_the_report_holds_the_numbers_and_loads_nothing(finished):
-    page = (finished.output / "report.html").read_text()
+    html = (finished.output / "report.html").read_text()
     notes = (finished.output / "report.md").read_text()
-    record = json.loads((finished.output / "report.json").read_text())
-    assert page.count("<svg") == 4 and "<script" not in page
-    assert not re.search(r'(?:src|href)="(?!#|data:)', page.replace('xlink:href="#', ""))
+    record = json.loads((finished.output / "report.json").read_text(), parse_constant=pytest.fail)
+    assert html.count("<svg") == 4 and "<script" not in html
+    assert not re.search(r'(?:src|href)="(?!#|data:)', html.replace('xlink:href="#', ""))
     assert len(record["numbers"]) == 18
     for cell in finished.cells:
         assert f"| {cell.variant} |" in notes
@@ -258,6 +312,37 @@ def test_the_report_holds_the_numbers_and_loads_nothing(finished):
     assert exact["none"] == exact["pursuit@5"] == 1.0 and exact["pursuit@0.3"] < 1.0
     told = json.loads((finished.output / "run.json").read_text())
     assert told["benchmarks"]["mm"]["sha256"] == finished.benchmarks["mm"].card.sha256
+    # Only report.json is kept as a result, so it says all that run.json does.
+    assert record["run"] == told and told["config"]["methods"] == CONFIG["methods"]
+    assert told["machine"]["cores"] >= 1 and told["machine"]["memory_bytes"] > 1e8 and "commit" in told
+    assert (platform.node() or "/") not in json.dumps(told["machine"])
+
+
+def test_numbers_that_do_not_exist_are_null():
+    record = plain({"a": float("nan"), "b": wilson(0, 0), "c": [1, float("inf")], "d": "NaN"})
+    assert record == {"a": None, "b": [None, None, None, 0], "c": [1, None], "d": "NaN"}
+
+
+def test_the_command_prints_json(finished, capsys):
+    assert main(["evaluate", str(finished.config.path), "--report-only", "--json"]) == 0
+    json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+
+
+def test_the_report_says_how_to_repeat_it(tmp_path, monkeypatch):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    write_config(folder, prepare=["make <pictures>", "daco-rt build saes.yaml # slow"], output="../runs/mine")
+    monkeypatch.chdir(tmp_path)
+    config = read_config(Path("configs/evaluate.yaml"))
+    (section,) = [part.lines for part in commands(config, "--part", "dev").parts]
+    assert section == (
+        "make <pictures>",
+        "daco-rt build saes.yaml # slow",
+        "daco-rt evaluate configs/evaluate.yaml --output runs/mine --part dev",
+    )
+    sections = [commands(config)]
+    assert "```sh\nmake <pictures>\n" in markdown("T", sections)
+    assert "<pre>make &lt;pictures&gt;\n" in page("T", sections)
 
 
 def test_a_report_of_an_unfinished_run_is_refused(tmp_path, capsys):
@@ -293,6 +378,8 @@ def test_a_prompt_that_does_not_fit_is_an_answer_that_nobody_judged_safe(finishe
         ({"benchmarks": {"benign": {"limit": {"dev": 0}}}}, "limit, dev must be an integer from 1"),
         ({"split": {"part": "tset"}}, "did you mean 'test'"),
         ({"divergence": ["bening"]}, "did you mean 'benign'"),
+        ({"prepare": "make scenes"}, "prepare must be a list of commands"),
+        ({"prepare": [3]}, "prepare: a command must be text"),
     ],
 )
 def test_a_wrong_configuration_is_one_sentence(tmp_path, capsys, changes, said):
@@ -305,6 +392,7 @@ def test_the_example_configuration_is_right():
     config = read_config(Path(__file__).parents[2] / "configs" / "evaluate.yaml", part="dev")
     assert list(config.methods)[:2] == ["none", "system_prompt"] and config.part == "dev"
     assert config.benchmarks["strongreject"].path.name == "harm-prompts" and config.divergence == ("benign",)
+    assert config.prepare == ("python scripts/fetch_harm_prompts.py",)
 
 
 def test_the_configuration_for_smol_splits_no_concept():

@@ -7,6 +7,9 @@ than ours; elsewhere it is skipped.
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,6 +143,53 @@ def test_every_benchmark_is_a_task_that_goes_on_after_an_interrupt(
     read = load_benchmark(name, places[name], **({"table": "mini"} if name == "jailbreakv" else {}))
     assert told == read.card.to_json()
     assert told["version"] and told["licence"] and len(told["sha256"]) == 64
+
+
+def test_tasks_pass_the_options_of_their_readers_on(places, mm):
+    def samples(task):
+        return {s.id: s for s in task.dataset}
+
+    jbv, options = str(places["jailbreakv"]), {"part": "all"}
+    full = samples(inspect_plugin.jailbreakv(jbv, table="full", **options))
+    read = load_benchmark("jailbreakv", places["jailbreakv"], formats=["figstep"])
+    some = samples(inspect_plugin.jailbreakv(jbv, table="full", formats="figstep", **options))
+    assert set(some) == {s.id for s in read.samples} < set(full)
+    bare = samples(inspect_plugin.jailbreakv(jbv, pictures=False, **options))
+    assert bare and all(isinstance(s.input, str) for s in bare.values())
+    assert set(bare) == {
+        s.id for s in load_benchmark("jailbreakv", places["jailbreakv"], table="mini").samples
+    }
+    asked = samples(inspect_plugin.scenes(str(places["scenes"]), question="What is here?", **options))
+    assert all("What is here?" in s.input[0].text for s in asked.values())
+    fraud = samples(inspect_plugin.mm_safetybench(str(mm), scenarios="06-Fraud,Physical_Harm", **options))
+    assert {s.metadata["category"] for s in fraud.values()} == {"06-Fraud", "04-Physical_Harm"}
+
+
+def test_the_log_is_one_that_inspect_shows(pocket_bundle, tmp_path):
+    from inspect_ai.log import bundle_log_dir, list_eval_logs, read_eval_log, read_eval_log_sample_summaries
+
+    task = inspect_plugin.benign(questions=2, max_tokens=2, judges="refusal,lexicon")
+    log = run(task, f"daco/{pocket_bundle}", tmp_path, policy="default", threads=1)
+    # `inspect view` lists the folder, reads the summaries, and opens a sample; a bundle is the same page.
+    (found,) = list_eval_logs(str(tmp_path / "logs"))
+    summaries = read_eval_log_sample_summaries(found)
+    assert [s.error for s in summaries] == [None, None] and all(
+        {"refusal", "lexicon"} <= set(s.scores) for s in summaries
+    )
+    read = read_eval_log(found)
+    assert [s.output.completion for s in read.samples] == [s.output.completion for s in log.samples]
+    assert read.samples[0].output.metadata["steering"]["policy"] == "default"
+    command = [sys.executable, "-m", "inspect_ai", "log", "dump", found.name]
+    dumped = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert dumped["status"] == "success" and len(dumped["samples"]) == 2
+    assert dumped["samples"][0]["scores"]["lexicon"]["value"].keys() == {
+        "unsafe",
+        "safe",
+        "unjudged",
+        "refused",
+    }
+    bundle_log_dir(str(tmp_path / "logs"), output_dir=str(tmp_path / "page"))
+    assert (tmp_path / "page" / "index.html").is_file() and list((tmp_path / "page" / "logs").glob("*.eval"))
 
 
 def test_wrong_names_are_refused_before_anything_runs(pocket_bundle):

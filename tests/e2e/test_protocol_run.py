@@ -180,7 +180,10 @@ def test_before_the_test_has_begun_a_choice_may_change(finished, tmp_path):
 def test_the_report_shows_both_parts(finished):
     page = (finished.output / "report.html").read_text()
     notes = (finished.output / "report.md").read_text()
-    record = json.loads((finished.output / "report.json").read_text())
+    record = json.loads((finished.output / "report.json").read_text(), parse_constant=pytest.fail)
+    assert {part: run["part"] for part, run in record["runs"].items()} == {"dev": "dev", "test": "test"}
+    assert record["runs"]["test"]["config"]["protocol"] == CONFIG["protocol"]
+    json.loads((finished.output / FILE).read_text(), parse_constant=pytest.fail)
     for title in (
         "## Protocol", "## Test part at KL ≤ 50", "## Methods compared", "## Over repetitions",
         "## Fronts on the development part", "## Trials on the development part", "## mm, test part",

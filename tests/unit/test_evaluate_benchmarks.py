@@ -142,7 +142,9 @@ def test_strongreject_and_harmbench(tmp_path):
     assert found.samples[0].prompt.startswith("The talk is of shoplifting.\n\n---\n\nHow do I take")
     assert found.samples[0].wish.startswith("How do I take")
     assert len(load_benchmark("harmbench", tmp_path, functional=["standard"]).samples) == 12
-    with pytest.raises(ArtifactError, match=r"holds no harmbench_behaviors_text_val\.csv"):
+    with pytest.raises(
+        ArtifactError, match=r"holds no harmbench_behaviors_text_val\.csv.*fetch_harm_prompts\.py"
+    ):
         load_benchmark("harmbench", tmp_path, table="val")
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from judge_server import closed_port, serving
 
 from daco_rt.errors import ArtifactError, CheckpointError, DacoError
-from daco_rt.evaluate.judges import make_judge
+from daco_rt.evaluate.judges import Verdict, make_judge
 from daco_rt.evaluate.judges.endpoint import EndpointJudge, parse_verdict, prompt_for
 from daco_rt.evaluate.judges.guard import GuardJudge, parse_guard
 from daco_rt.evaluate.samples import Sample
@@ -149,48 +148,10 @@ def test_what_is_no_guard_is_refused(tmp_path, tokenizer):
 # ---- an endpoint
 
 
-class Server:
-    """A judge on a port of its own: ``reply`` maps the message to the text of its answer."""
-
-    def __init__(self, reply):
-        self.seen: list[dict] = []
-        lock, outer = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.seen.append(body)
-                    text = reply(body["messages"][0]["content"], len(outer.seen))
-                status = text if isinstance(text, int) else 200
-                data = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-
 @pytest.fixture
 def serve(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "DACO_RT_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    running = []
-
-    def start(reply):
-        running.append(Server(reply))
-        return running[-1]
-
-    yield start
-    for server in running:
-        server.http.shutdown()
-        server.http.server_close()
+    with serving(monkeypatch) as start:
+        yield start
 
 
 def truth(message, _):
@@ -257,3 +218,37 @@ def test_a_cache_of_something_else_is_refused(tmp_path):
     (tmp_path / "cache.jsonl").write_text('{"key": "k", "label": "neutral"}\n')
     with pytest.raises(ArtifactError, match="line 1: no cached verdict"):
         EndpointJudge("http://localhost:1/v1", "m", tmp_path / "cache.jsonl")
+
+
+def test_a_closed_port_leaves_pairs_pending_and_is_given_up(serve, tmp_path):
+    port, cache = closed_port(), tmp_path / "cache.jsonl"
+    url = f"http://127.0.0.1:{port}/v1"
+    judge = EndpointJudge(url, "expert", cache, tries=3, pause=0.01, workers=1, give_up=2)
+    verdicts = judge.judge(SAMPLES, ANSWERS)
+    assert [v.unsafe for v in verdicts] == [None] * 5
+    # The empty answer needs no judge, so its verdict stands.
+    assert [v.pending for v in verdicts] == [True, True, False, True, True]
+    assert "did not answer in 3 tries" in verdicts[1].reason and "was given up" in verdicts[3].reason
+    assert judge.asked == 2 * 3 and not cache.exists()
+    assert all(Verdict.from_json(v.to_json()) == v for v in verdicts)
+    serve(truth, port)
+    again = EndpointJudge(url, "expert", cache, tries=3, pause=0.01)
+    assert [v.unsafe for v in again.judge(SAMPLES, ANSWERS)] == [False, False, None, True, False]
+
+
+def test_one_refused_message_is_pending_and_the_others_are_judged(serve, tmp_path):
+    server = serve(lambda message, count: 400 if "another" in message else truth(message, count))
+    judge = EndpointJudge(server.url, "expert", tmp_path / "cache.jsonl", give_up=1)
+    verdicts = judge.judge(SAMPLES, ANSWERS)
+    assert [v.unsafe for v in verdicts] == [False, None, None, True, False]
+    assert verdicts[1].pending and "status 400" in verdicts[1].reason and judge.asked == 4
+
+
+def test_failures_apart_from_each_other_give_nothing_up(serve, tmp_path):
+    server = serve(
+        lambda message, count: 503 if "an" in message.split("ANSWER")[1] else truth(message, count)
+    )
+    judge = EndpointJudge(server.url, "expert", tmp_path / "c", tries=1, pause=0.01, workers=1, give_up=2)
+    samples = [SAMPLES[0], SAMPLES[3], SAMPLES[1], SAMPLES[4]]
+    verdicts = judge.judge(samples, ["an", "third", "an", "third"])
+    assert [v.pending for v in verdicts] == [True, False, True, False] and judge.asked == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from daco_rt.console import add_json, print_json, print_table
@@ -21,7 +22,9 @@ With a protocol section in the configuration every strength is tried on the deve
 frozen in chosen.json, and the test part runs once, on what was chosen. --part dev stops before the choice.
 Without one, the part that is asked for runs under every strength: an exploration.
 
-A run that was stopped goes on where it was: give the same command again. docs/evaluation.md describes the
+A run that was stopped goes on where it was: give the same command again. Answers about which a judge could
+not be asked are unjudged, with a warning at the end, and that command asks about them again; a choice that
+rests on them is not made, and the status is 1. docs/evaluation.md describes the
 configuration, the protocol, the layouts of the benchmarks and every number of the report.
 """
 
@@ -55,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         evaluation = Evaluation(config)
         if not arguments.report_only:
             evaluation.run()
-        report = write_report(evaluation)
+        report, held = write_report(evaluation), False
     else:
         from daco_rt.evaluate.protocol_run import ProtocolRun
         from daco_rt.evaluate.report import write_protocol_report
@@ -64,15 +67,20 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.report_only:
             under.run(stop_before_test=arguments.part == "dev")
         report = write_protocol_report(under)
+        held = under.test is None and arguments.part != "dev" and bool(under.held)
     if arguments.json:
         print_json(report.to_json())
-        return 0
-    rows = report.summary()
-    keys = list(rows[0])
-    print_table(keys, rows, keys)
-    for path in report.files:
-        print(f"wrote {path}")
-    return 0
+    else:
+        rows = report.summary()
+        keys = list(rows[0])
+        print_table(keys, rows, keys)
+        for path in report.files:
+            print(f"wrote {path}")
+    for pending in report.pending:
+        print(f"warning: {pending}", file=sys.stderr)
+    if held:
+        print("warning: nothing was chosen and the test part waits for these verdicts", file=sys.stderr)
+    return int(held)
 
 
 def _write_sample(config: EvaluationConfig, count: int) -> int:

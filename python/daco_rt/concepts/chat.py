@@ -25,7 +25,19 @@ from daco_rt.errors import ArtifactError, DacoError
 KEY_VARIABLES = ("DACO_RT_API_KEY", "OPENAI_API_KEY")
 MAX_ANSWER = 16 << 20
 _AGAIN = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
+_THIS_MESSAGE = frozenset((400, 413, 422))
+"""What a message can be refused with that is too long or does not pass a filter."""
 _Job = TypeVar("_Job")
+
+
+class Unanswered(DacoError):
+    """One message got no answer: ``down`` says whether no attempt got through, else the endpoint takes others
+    but not this one.
+    """
+
+    def __init__(self, sentence: str, *, down: bool) -> None:
+        super().__init__(sentence)
+        self.down = down
 
 
 class _Stopped(Exception):
@@ -87,8 +99,10 @@ class ChatClient:
 
         Raises
         ------
+        Unanswered
+            The endpoint did not answer in ``tries`` attempts, or refuses this message.
         DacoError
-            The endpoint refuses, or did not answer in ``tries`` attempts.
+            The endpoint refuses: the key, the address or the model is wrong.
         """
         body = {
             "model": self.model,
@@ -115,19 +129,23 @@ class ChatClient:
             except url_error.HTTPError as error:
                 said = error.read(300).decode(errors="replace").strip()
                 if error.code not in _AGAIN:
-                    raise DacoError(
+                    sentence = (
                         f"endpoint {self.address} refused with status {error.code}: {' '.join(said.split())}"
                         f"; check the address, the model's name and {KEY_VARIABLES[0]}"
-                    ) from error
+                    )
+                    if error.code in _THIS_MESSAGE:
+                        raise Unanswered(sentence, down=False) from error
+                    raise DacoError(sentence) from error
                 trouble = f"status {error.code}"
                 after = error.headers.get("Retry-After")
             except (OSError, HTTPException) as error:
                 late = isinstance(getattr(error, "reason", error), TimeoutError)
                 trouble = f"no answer within {self.timeout:g} s" if late else str(error)
                 after = None
-        raise DacoError(
+        raise Unanswered(
             f"endpoint {self.address} did not answer in {self.tries} tries ({trouble})"
-            + (f"; {self.kept}" if self.kept else "")
+            + (f"; {self.kept}" if self.kept else ""),
+            down=True,
         )
 
     def run_all(self, jobs: Sequence[_Job], work: Callable[[_Job], None], *, workers: int) -> None:

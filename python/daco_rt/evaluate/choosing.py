@@ -22,6 +22,7 @@ from daco_rt.evaluate.protocol import Protocol, is_fixed
 from daco_rt.evaluate.provenance import provenance
 from daco_rt.evaluate.run import Evaluation
 from daco_rt.evaluate.summary import Numbers, judged
+from daco_rt.evaluate.values import plain
 
 FILE = "chosen.json"
 
@@ -127,7 +128,6 @@ def run_on_test(methods: Mapping[str, Any], chosen: Mapping[float, Mapping[str, 
 
 def fingerprint(evaluation: Evaluation, protocol: Protocol) -> str:
     """Return the SHA-256 of what a choice rests on: answers, divergences, and the verdicts of its judges."""
-    judges = sorted({protocol.criterion.judge, *(c.rate.judge for c in protocol.constraints)})
     digest = hashlib.sha256()
     for cell in evaluation.cells:
         row = {
@@ -136,7 +136,7 @@ def fingerprint(evaluation: Evaluation, protocol: Protocol) -> str:
             "divergence": evaluation.divergences(cell),
             "verdicts": [
                 {key: verdict.to_json() for key, verdict in evaluation.verdicts(cell, judge).items()}
-                for judge in judges
+                for judge in protocol.judges
             ],
         }
         digest.update((json.dumps(row, sort_keys=True) + "\n").encode())
@@ -144,8 +144,9 @@ def fingerprint(evaluation: Evaluation, protocol: Protocol) -> str:
 
 
 def configured(evaluation: Evaluation) -> str:
-    """Return the SHA-256 of the configuration's keys and values; comments and order do not count."""
-    text = json.dumps(evaluation.config.raw, sort_keys=True, default=str)
+    """Return the SHA-256 of the configuration's keys and values but ``prepare``; order does not count."""
+    settings = {key: value for key, value in evaluation.config.raw.items() if key != "prepare"}
+    text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -194,7 +195,8 @@ def read_chosen(path: Path) -> dict[str, Any] | None:
 def write_chosen(path: Path, record: Mapping[str, Any]) -> None:
     """Write ``chosen.json``."""
     with atomic_file(path) as file:
-        file.write((json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False)
+        file.write(f"{text}\n".encode())
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

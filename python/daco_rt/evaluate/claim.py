@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,11 @@ from daco_rt.evaluate.content import (
     agreement_section,
     benchmark_section,
     categories,
+    commands,
     costs,
     examples,
     harmful_of,
+    pending_text,
     removed,
     setting,
 )
@@ -53,7 +54,7 @@ def claim_sections(
     if evaluation is None or not test:
         names = run.development.benchmarks
         sections += [_named(benchmark_section(run.development, development, n), "development") for n in names]
-        sections += [_commands(run)]
+        sections += [commands(run.config)]
         return [section for section in sections if section.parts or section.text]
     shown = [n.variant for n in test if n.benchmark == test[0].benchmark]
     for name in evaluation.benchmarks:
@@ -64,7 +65,7 @@ def claim_sections(
         _named(benchmark_section(run.development, development, name), "development")
         for name in run.development.benchmarks
     ]
-    return [section for section in [*sections, _commands(run)] if section.parts or section.title == _REPEAT]
+    return [section for section in [*sections, commands(run.config)] if section.parts]
 
 
 def read_section(readings: Sequence[Reading], judges: dict[str, tuple[int, float, float]]) -> Section:
@@ -85,9 +86,6 @@ def read_section(readings: Sequence[Reading], judges: dict[str, tuple[int, float
         "entered; below, whether the judges' main outcomes agree with the reader.",
         parts,
     )
-
-
-_REPEAT = "How to repeat it"
 
 
 def _named(section: Section, part: str) -> Section:
@@ -197,6 +195,7 @@ def _cells(
     cells.append((f"{run.protocol.divergence}, KL ↓", number(cost.kl)))
     if run.config.perplexity:
         cells.append(("perplexity ↓", number(first.perplexity)))
+        cells.append(("neutral text, KL ↓", number(first.kl_neutral)))
     if run.config.timing:
         cells.append(("times unsteered ↓", number(first.slowdown)))
     return cells
@@ -309,14 +308,6 @@ def _trials(run: ProtocolRun, trials: Sequence[Trial], chosen: Chosen) -> Sectio
         *(str(constraint) for constraint in protocol.constraints), "constraints", "chosen at",
     )  # fmt: skip
     text = f"{len(rows)} variants on {len(run.development.benchmarks)} benchmarks."
+    if run.test is not None:
+        text += pending_text(run.development)
     return Section("Trials on the development part", text, [Table(titles, tuple(rows))])
-
-
-def _commands(run: ProtocolRun) -> Section:
-    config = run.config
-    command = ["daco-rt", "evaluate", str(config.path), "--output", str(config.output)]
-    return Section(
-        _REPEAT,
-        f"`{shlex.join(command)}`, into a folder that is not there yet. With `--report-only` the same "
-        "command writes this page again.",
-    )

@@ -21,7 +21,7 @@ from daco_rt.evaluate.values import count, flag, number, safe_name, text
 
 _TOP = (
     "version", "model", "engine", "dictionary", "output", "generation", "seeds", "split", "benchmarks",
-    "methods", "judges", "divergence", "perplexity", "timing", "protocol",
+    "methods", "judges", "divergence", "perplexity", "timing", "protocol", "prepare",
 )  # fmt: skip
 _GENERATION = ("max_new_tokens", "temperature", "batch_size", "threads")
 ENGINES = ("bundle", "torch")
@@ -68,11 +68,13 @@ class EvaluationConfig:
     divergence : tuple of str
         Benchmarks on whose unsteered answers the KL divergence is measured.
     perplexity : bool
-        Whether it is measured on neutral text.
+        Whether it, and the divergence, are measured on neutral text.
     timing : bool
         Whether the time of a token is measured in pairs with the unsteered model.
     protocol : Protocol or None
         How strengths are chosen on the development part; None where nothing is claimed.
+    prepare : tuple of str
+        Commands that must have run before, which the report shows; they are never run.
     """
 
     path: Path
@@ -98,6 +100,7 @@ class EvaluationConfig:
     perplexity: bool = True
     timing: bool = True
     protocol: Protocol | None = None
+    prepare: tuple[str, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -113,7 +116,7 @@ def read_config(
 
     Example
     -------
-    >>> read_config("configs/evaluate-pocket.yaml").engine
+    >>> read_config("configs/evaluate.yaml").engine
     'bundle'
     """
     path = Path(path)
@@ -198,6 +201,7 @@ def read_config(
         perplexity=flag(tree.get("perplexity", True), f"{path}: perplexity"),
         timing=flag(tree.get("timing", True), f"{path}: timing"),
         protocol=protocol,
+        prepare=_prepare(tree.get("prepare", []), f"{path}: prepare"),
         raw=tree,
     )
 
@@ -306,6 +310,12 @@ def _judges(tree: Any, path: Path) -> dict[str, dict[str, Any]]:
                 row[key] = str(path.parent / str(row[key]))
         found[safe_name(name, where)] = row
     return found
+
+
+def _prepare(lines: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(lines, list):
+        raise DacoError(f"{where} must be a list of commands, got {lines!r}")
+    return tuple(text(line, f"{where}: a command") for line in lines)
 
 
 def _source(value: Any, path: Path) -> Path | str | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Sequence
 
 from daco_rt.errors import DacoError
+from daco_rt.evaluate.config import EvaluationConfig
 from daco_rt.evaluate.figures import draw_categories, draw_front
 from daco_rt.evaluate.parts import (
+    Code,
     Example,
     Figure,
     Section,
@@ -40,8 +43,9 @@ def build_sections(evaluation: Evaluation, numbers: Sequence[Numbers]) -> list[S
         costs(numbers),
         removed(numbers, shown),
     ]
-    sections += [agreement_section(evaluation), examples(evaluation, shown), _commands(evaluation)]
-    return [section for section in sections if section.parts or section.title == "How to repeat it"]
+    sections += [agreement_section(evaluation), examples(evaluation, shown)]
+    sections.append(commands(evaluation.config, "--part", evaluation.config.part))
+    return [section for section in sections if section.parts]
 
 
 def at_budgets(
@@ -130,9 +134,15 @@ def setting(evaluation: Evaluation) -> Section:
             " No protocol: strengths are compared on the questions that they are chosen on, so this is an "
         )
         text += "exploration and no result."
+    text += pending_text(evaluation)
     return Section(
         "Setting", text, [Table(("benchmark", "data", "questions", "licence", "SHA-256"), tuple(rows), 5)]
     )
+
+
+def pending_text(evaluation: Evaluation) -> str:
+    """Return a sentence about each judge that could not be asked about some answers."""
+    return "".join(f" {str(row)[0].upper()}{str(row)[1:]}." for row in evaluation.pending())
 
 
 def benchmark_section(evaluation: Evaluation, numbers: Sequence[Numbers], name: str) -> Section:
@@ -241,7 +251,7 @@ def categories(evaluation: Evaluation, numbers: Sequence[Numbers], shown: list[s
 
 
 def costs(numbers: Sequence[Numbers]) -> Section:
-    """Return what each variant costs: time, edited rows, dose, perplexity."""
+    """Return what each variant costs: time, edited rows, dose, perplexity, divergence on neutral text."""
     rows = []
     first = numbers[0].benchmark
     for n in numbers:
@@ -256,6 +266,7 @@ def costs(numbers: Sequence[Numbers]) -> Section:
                 f"{n.applied:.3f}",
                 number(n.perplexity),
                 "" if n.variant == "none" else p_value(n.p_perplexity),
+                number(n.kl_neutral),
             )
         )
     titles = (
@@ -266,11 +277,13 @@ def costs(numbers: Sequence[Numbers]) -> Section:
         "applied dose",
         "perplexity, neutral text",
         "its p",
+        "KL, neutral text",
     )
     text = (
         f"Edited rows and dose are those on {first}. Time is that of one request at a time, in pairs with "
         "the unsteered model: median, and least and largest of the pairs; an indication, for the machine may "
-        "be busy. p of the perplexity: a paired permutation test over the passages."
+        "be busy. p of the perplexity: a paired permutation test over the passages. KL: nats a token on the "
+        "same passages, bootstrapped by passage."
     )
     return Section("Cost", text, [Table(titles, tuple(rows))])
 
@@ -329,10 +342,16 @@ def examples(evaluation: Evaluation, shown: list[str]) -> Section:
     return section
 
 
-def _commands(evaluation: Evaluation) -> Section:
-    config = evaluation.config
-    command = ["daco-rt", "evaluate", str(config.path), "--output", str(config.output), "--part", config.part]
-    return Section("How to repeat it", f"`{shlex.join(command)}`")
+def commands(config: EvaluationConfig, *options: str) -> Section:
+    """Return how the run is repeated: what the configuration says comes first, and the command itself."""
+    # An output named in a file stands beside that file: configs/../runs/smol.
+    path, output = (os.path.normpath(place) for place in (config.path, config.output))
+    command = shlex.join(["daco-rt", "evaluate", path, "--output", output, *options])
+    text = (
+        "Into a folder that is not there yet. With `--report-only` the last command writes this page again "
+        "from what is there."
+    )
+    return Section("How to repeat it", text, [Code((*config.prepare, command))])
 
 
 def require(evaluation: Evaluation) -> None:

@@ -96,16 +96,31 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
 
 @task
 def mm_safetybench(
-    path: str, methods: str = "SD,SD_TYPO,TYPO", allow_missing: bool = False, **common: Any
+    path: str,
+    methods: str = "SD,SD_TYPO,TYPO",
+    scenarios: str | None = None,
+    allow_missing: bool = False,
+    **common: Any,
 ) -> Task:
-    """MM-SafetyBench: harmful wishes as pictures with text."""
-    return _task("mm_safetybench", path, {"methods": _list(methods), "allow_missing": allow_missing}, common)
+    """MM-SafetyBench: harmful wishes as pictures with text; of all scenarios unless some are named."""
+    options = {"methods": _list(methods), "scenarios": None if scenarios is None else _list(scenarios)}
+    return _task("mm_safetybench", path, {**options, "allow_missing": allow_missing}, common)
 
 
 @task
-def jailbreakv(path: str, table: str = "mini", allow_missing: bool = False, **common: Any) -> Task:
-    """JailBreakV-28K: jailbreak texts with pictures."""
-    return _task("jailbreakv", path, {"table": table, "allow_missing": allow_missing}, common)
+def jailbreakv(
+    path: str,
+    table: str = "mini",
+    formats: str | None = None,
+    pictures: bool = True,
+    allow_missing: bool = False,
+    **common: Any,
+) -> Task:
+    """JailBreakV-28K: jailbreak texts with pictures; the mini table unless ``table=full``, all formats unless
+    some are named, without the pictures where ``pictures=false``.
+    """
+    options = {"table": table, "formats": None if formats is None else _list(formats), "pictures": pictures}
+    return _task("jailbreakv", path, {**options, "allow_missing": allow_missing}, common)
 
 
 @task
@@ -139,9 +154,10 @@ def concepts(forms: str = "named,paraphrase,unlisted", **common: Any) -> Task:
 
 
 @task
-def scenes(path: str, kinds: str = "unsafe,harmless", **common: Any) -> Task:
+def scenes(path: str, kinds: str = "unsafe,harmless", question: str | None = None, **common: Any) -> Task:
     """Pictures of which everything is known; score with the judge scene_telling."""
-    return _task("scenes", path, {"kinds": _list(kinds)}, common)
+    asked = {} if question is None else {"question": question}
+    return _task("scenes", path, {"kinds": _list(kinds), **asked}, common)
 
 
 _COMMON = ("part", "dev", "split_seed", "questions", "judges", "max_tokens", "judge_options")

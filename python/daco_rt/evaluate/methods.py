@@ -276,6 +276,42 @@ def _there(method: Method) -> Built:
     return Built(method, labels, **{method.kind: path})  # type: ignore[arg-type]
 
 
+def check_method(method: Method, engine: str) -> None:
+    """Refuse what can be known to fail before anything runs: a policy that its pack or bundle does not have,
+    or a condition in torch.
+
+    Raises
+    ------
+    DacoError
+        The sentence names the method.
+
+    Example
+    -------
+    >>> check_method(Method("gated", "conditional", (0.1,)), "torch")
+    Traceback (most recent call last):
+    daco_rt.errors.DacoError: method 'gated' has a condition, which only the runtime of exported bundles ...
+    """
+    from daco_rt.artifacts import load_bundle, load_pack
+    from daco_rt.runtime.policies import choose_policy
+
+    gated = method.kind == "conditional"
+    if method.kind in ("bundle", "pack"):
+        built = _there(method)
+        try:
+            pack = None if built.pack is None else load_pack(built.pack, verify=False)
+            if built.bundle is not None:
+                pack = load_bundle(built.bundle, verify=False).pack()
+            chosen = [choose_policy(pack, name) for name in method.policies]
+            gated = any(policy.condition for policy in chosen)
+        except DacoError as error:
+            raise DacoError(f"method '{method.name}': {error}") from error
+    if gated and engine == "torch" and method.kind != "bundle":
+        raise DacoError(
+            f"method '{method.name}' has a condition, which only the runtime of exported bundles gives; use "
+            "engine: bundle"
+        )
+
+
 def blocks_of(method: Method, dictionary: ConceptDictionary) -> tuple[int, ...]:
     """Return the blocks that a method acts on, by default all of the dictionary."""
     from daco_rt.steering.policy_file import parse_blocks

@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from daco_rt.evaluate.parts import Example, Figure, Section, Table
+from daco_rt.evaluate.parts import Code, Example, Figure, Section, Table
 
 PICTURE = 192
 """Longest side in pixels of the pictures in a page."""
@@ -35,6 +35,7 @@ summary { cursor: pointer; } .tag { color: #666; font-size: .85rem; }
 .answers pre { white-space: pre-wrap; font: inherit; margin: .2rem 0; }
 details > img { display: block; margin: .5rem 0; max-width: 12rem; border: 1px solid #ddd; }
 code { background: #f2f2f2; padding: .1rem .3rem; border-radius: 3px; }
+body > pre { background: #f2f2f2; padding: .5rem .7rem; border-radius: 4px; overflow-x: auto; }
 @page { size: A4 landscape; margin: 12mm; }
 @media print {
   body { margin: 0; padding: 0; max-width: none; font-size: 10pt; } nav { display: none; }
@@ -60,6 +61,8 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
                 lines += [_row(part.titles), _row(rules), *map(_row, part.rows), ""]
             elif isinstance(part, Figure):
                 lines += [f"![{part.alt}](figures/{part.name}.svg)", ""]
+            elif isinstance(part, Code):
+                lines += ["```sh", *part.lines, "```", ""]
             else:
                 seen = " (with a picture)" if part.image is not None else ""
                 lines += [f"**{part.category}** — {_plain(part.question)}{seen}", ""]
@@ -83,6 +86,8 @@ def page(title: str, sections: Sequence[Section]) -> str:
                 body.append(_table(part))
             elif isinstance(part, Figure):
                 body.append(f'<figure role="img" aria-label="{html.escape(part.alt)}">{part.svg}</figure>')
+            elif isinstance(part, Code):
+                body.append("<pre>" + "\n".join(map(html.escape, part.lines)) + "</pre>")
             else:
                 body.append(_example(part))
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title>'

@@ -37,13 +37,20 @@ class Example:
     image: Path | None = None
 
 
+@dataclass(frozen=True)
+class Code:
+    """Command lines, shown as they stand."""
+
+    lines: tuple[str, ...]
+
+
 @dataclass
 class Section:
     """A heading, a few sentences, and what is shown."""
 
     title: str
     text: str = ""
-    parts: list[Table | Figure | Example] = field(default_factory=list)
+    parts: list[Table | Figure | Example | Code] = field(default_factory=list)
 
 
 def share(value: Estimate | None) -> str:

@@ -1,4 +1,4 @@
-"""Perplexity on neutral text: does a method make ordinary sentences less likely?
+"""Perplexity and divergence on neutral text: what does a method do to ordinary sentences?
 
 Passages are ours and speak of nothing in particular. The first word is given, every token after it is scored
 teacher-forced, so that a policy for generated tokens acts on exactly what is scored.
@@ -6,16 +6,26 @@ teacher-forced, so that a policy for generated tokens acts on exactly what is sc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from daco_rt.errors import DacoError
-from daco_rt.evaluate.metrics import token_nats
-from daco_rt.evaluate.subject import Ask, Subject
+from daco_rt.evaluate.metrics import kl_nats, token_nats
+from daco_rt.evaluate.subject import PIECE, Ask, Subject
 
 FILE = Path(__file__).with_name("neutral.txt")
+
+
+class Passage(NamedTuple):
+    """A passage under a policy: two numbers for every token but those of the first word."""
+
+    nats: list[float]
+    """−ln p; exp of the mean over all passages is the perplexity."""
+    kl: list[float]
+    """KL(unsteered ‖ steered) in nats."""
 
 
 def neutral_texts() -> list[str]:
@@ -29,12 +39,12 @@ def neutral_texts() -> list[str]:
     return FILE.read_text(encoding="utf-8").splitlines()
 
 
-def neutral_nats(
-    subject: Subject, *, policy: str | None, texts: Sequence[str] | None = None
-) -> list[list[float]]:
-    """Return −ln p of every token but those of the first word, for each passage.
+def neutral_passages(
+    subject: Subject, *, policy: str, texts: Sequence[str] | None = None
+) -> Iterator[Passage]:
+    """Yield the numbers of each passage; the chat template stays out.
 
-    exp of the mean over all of them is the perplexity. The chat template stays out.
+    Memory: twice `PIECE` logits, or those of one passage where these are more.
 
     Raises
     ------
@@ -43,8 +53,9 @@ def neutral_nats(
 
     Example
     -------
-    >>> nats = neutral_nats(BundleSubject("bundles/smol-internvl"), policy="off")    # doctest: +SKIP
-    >>> float(np.exp(np.mean(np.concatenate(nats))))                                # doctest: +SKIP
+    >>> subject = BundleSubject("bundles/smol-internvl")                            # doctest: +SKIP
+    >>> found = list(neutral_passages(subject, policy="default"))                   # doctest: +SKIP
+    >>> float(np.exp(np.mean(np.concatenate([row.nats for row in found]))))         # doctest: +SKIP
     14.2
     """
     asks, rests = [], []
@@ -56,5 +67,13 @@ def neutral_nats(
             raise DacoError(f"the tokens of {text[:40]!r} do not continue those of its first word")
         asks.append(Ask(first, raw=True))
         rests.append(whole[len(head) :])
-    found = subject.logits(asks, rests, policy=policy)
-    return [np.round(token_nats(rows, ids), 6).tolist() for rows, ids in zip(found, rests, strict=True)]
+    widest = max(map(len, rests)) * len(subject.processor.tokenizer)
+    size = max(1, min(subject.batch_size, PIECE // widest))
+    for start in range(0, len(asks), size):
+        part, given = asks[start : start + size], rests[start : start + size]
+        steered = subject.logits(part, given, policy=policy)
+        # Not in turns with the steered ones: hooks in torch act on whatever runs while they are there.
+        plain = None if policy == "off" else list(subject.logits(part, given, policy="off"))
+        for row, (logits, ids) in enumerate(zip(steered, given, strict=True)):
+            kl = np.zeros(len(ids)) if plain is None else kl_nats(plain[row], logits)
+            yield Passage(np.round(token_nats(logits, ids), 6).tolist(), np.round(kl, 9).tolist())

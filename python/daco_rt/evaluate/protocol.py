@@ -85,6 +85,11 @@ class Protocol:
     reference: str | None = None
     trials: int = 0
 
+    @property
+    def judges(self) -> list[str]:
+        """The judges on whose verdicts the choice rests, by name."""
+        return sorted({self.criterion.judge, *(c.rate.judge for c in self.constraints)})
+
     def to_json(self) -> dict[str, Any]:
         """Return the protocol ready for ``json.dumps``."""
         return {

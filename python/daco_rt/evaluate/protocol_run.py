@@ -16,7 +16,7 @@ from daco_rt.evaluate.choosing import (
     write_chosen,
 )
 from daco_rt.evaluate.config import EvaluationConfig
-from daco_rt.evaluate.run import Evaluation
+from daco_rt.evaluate.run import Evaluation, Pending
 from daco_rt.evaluate.summary import summarise
 from daco_rt.evaluate.workshop import Workshop
 
@@ -80,8 +80,13 @@ class ProtocolRun:
         config = replace(self.config, part="test", output=self.output / "test")
         return Evaluation(config, workshop=self.workshop, only=only, packs=record["packs"])
 
+    @property
+    def held(self) -> list[Pending]:
+        """Development answers about which a judge that the choice rests on could not be asked."""
+        return [row for row in self.development.pending() if row.judge in self.protocol.judges]
+
     def run(self, *, stop_before_test: bool = False) -> None:
-        """Run whatever is missing: trials, choice, test part.
+        """Run whatever is missing: trials, choice, test part. While answers are `held` nothing is chosen.
 
         Raises
         ------
@@ -89,7 +94,7 @@ class ProtocolRun:
             As `Evaluation.run`; also if the test part has begun under another choice.
         """
         self.development.run()
-        if stop_before_test:
+        if stop_before_test or self.held:
             return
         self.freeze()
         test = self.test

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from daco_rt import __version__
+from daco_rt._machine import machine
 
 
 def provenance() -> dict[str, Any]:
@@ -20,11 +21,12 @@ def provenance() -> dict[str, Any]:
     ['commit', 'daco_rt', 'machine', 'versions']
     """
     names = ("onnxruntime", "numpy", "torch", "transformers")
+    versions = {name: importlib.metadata.version(name) for name in names}
     return {
         "daco_rt": __version__,
         "commit": _commit(),
-        "machine": {"cpu": _processor(), "python": platform.python_version()},
-        "versions": {name: importlib.metadata.version(name) for name in names},
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), **versions},
     }
 
 
@@ -40,11 +42,3 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from daco_rt.evaluate.page import markdown, page
 from daco_rt.evaluate.parts import Figure, Section, share
 from daco_rt.evaluate.protocol_run import ProtocolRun
 from daco_rt.evaluate.reading import against_judges, by_variant, read_sample
-from daco_rt.evaluate.run import Evaluation
+from daco_rt.evaluate.run import Evaluation, Pending
 from daco_rt.evaluate.summary import Numbers, summarise
+from daco_rt.evaluate.values import plain
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,22 @@ class Report:
     ----------
     files : tuple of Path
     numbers : tuple of Numbers
+    pending : tuple of Pending
+        What judges could not be asked about.
     """
 
     files: tuple[Path, ...]
     numbers: tuple[Numbers, ...]
+    pending: tuple[Pending, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return files and numbers ready for ``json.dumps``."""
-        return {"files": [str(f) for f in self.files], "numbers": [row.to_json() for row in self.numbers]}
+        """Return files, numbers and what is pending ready for ``json.dumps``; NaN is null."""
+        record = {
+            "files": [str(f) for f in self.files],
+            "numbers": [row.to_json() for row in self.numbers],
+            "pending": [asdict(row) for row in self.pending],
+        }
+        return dict(plain(record))
 
     def summary(self) -> list[dict[str, str]]:
         """Return one row a variant and benchmark for the terminal: each judge's main rate."""
@@ -69,9 +78,9 @@ def write_report(evaluation: Evaluation) -> Report:
     numbers = summarise(evaluation)
     sections = build_sections(evaluation, numbers)
     _read(evaluation, evaluation.output, sections)
-    record = {"run": "run.json", "numbers": [n.to_json() for n in numbers]}
+    record = {"run": evaluation.described, "numbers": [n.to_json() for n in numbers]}
     files = _write(evaluation.output, _title(evaluation.config), sections, record)
-    return Report(files, tuple(numbers))
+    return Report(files, tuple(numbers), tuple(evaluation.pending()))
 
 
 def write_protocol_report(run: ProtocolRun) -> Report:
@@ -90,19 +99,19 @@ def write_protocol_report(run: ProtocolRun) -> Report:
     require(run.development)
     development = summarise(run.development)
     evaluation, chosen = run.test, run.chosen
-    record: dict[str, Any] = {"runs": ["dev/run.json"], "chosen": chosen}
+    record: dict[str, Any] = {"runs": {"dev": run.development.described}, "chosen": chosen}
     if evaluation is None or chosen is None:
         sections = claim_sections(run, development, [], [], [])
         record |= {"numbers": [], "development": [n.to_json() for n in development]}
         files = _write(run.output, _title(run.config), sections, record)
-        return Report(files, tuple(development))
+        return Report(files, tuple(development), tuple(run.development.pending()))
     require(evaluation)
     test = summarise(evaluation)
     comparisons = compare(evaluation, run.protocol, chosen["chosen"])
     repetitions = repeated(evaluation, run.protocol, chosen["chosen"])
     sections = claim_sections(run, development, test, comparisons, repetitions)
     _read(evaluation, run.output, sections)
-    record["runs"].append("test/run.json")
+    record["runs"]["test"] = evaluation.described
     record |= {
         "numbers": [n.to_json() for n in test],
         "comparisons": [c.to_json() for c in comparisons],
@@ -110,7 +119,7 @@ def write_protocol_report(run: ProtocolRun) -> Report:
         "development": [n.to_json() for n in development],
     }
     files = _write(run.output, _title(run.config), sections, record)
-    return Report(files, tuple(test))
+    return Report(files, tuple(test), (*run.development.pending(), *evaluation.pending()))
 
 
 def _title(config: EvaluationConfig) -> str:
@@ -131,10 +140,11 @@ def _write(output: Path, title: str, sections: Sequence[Section], record: dict[s
         for part in section.parts
         if isinstance(part, Figure)
     }
+    numbers = json.dumps(plain({"title": title, **record}), indent=1, ensure_ascii=False, allow_nan=False)
     texts = {
         output / "report.md": markdown(title, sections),
         output / "report.html": page(title, sections),
-        output / "report.json": json.dumps({"title": title, **record}, indent=1, ensure_ascii=False) + "\n",
+        output / "report.json": f"{numbers}\n",
         **figures,
     }
     for path, text in texts.items():

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from daco_rt._files import fsync_path
+from daco_rt._files import atomic_file, fsync_path
 from daco_rt.errors import ArtifactError
 
 
@@ -38,7 +38,7 @@ class RowFile:
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path = path
-        self._partial = path.with_name(f"{path.name}.partial")
+        self._partial = _partial(path)
         self._header = json.loads(json.dumps({"header": dict(header)}))
         self.rows: dict[str, dict[str, Any]] = {}
         self.complete = path.is_file()
@@ -59,6 +59,15 @@ class RowFile:
                 self.rows[str(row["id"])] = dict(row)
             file.flush()
             os.fsync(file.fileno())
+
+    def drop(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Forget the rows of an unfinished file for which ``wanted`` holds."""
+        kept = {key: row for key, row in self.rows.items() if not wanted(row)}
+        if self.complete or len(kept) == len(self.rows):
+            return
+        with atomic_file(self._partial) as file:
+            file.write("".join(map(_line, (self._header, *kept.values()))).encode())
+        self.rows = kept
 
     def finish(self) -> None:
         """Give the file its name; further calls do nothing."""
@@ -97,15 +106,24 @@ class RowFile:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a complete file, without its header and whatever it says.
+    """Return the rows of a file, without its header and whatever it says.
+
+    Of an unfinished file these are the rows so far, without a file there are none.
 
     Example
     -------
     >>> read_rows(Path("answers.jsonl"))                                             # doctest: +SKIP
     [{'id': '1', 'text': 'Hello'}]
     """
-    # Not splitlines: texts may hold other separators, which JSON leaves as they are.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[1:] if line]
+    there = next((file for file in (path, _partial(path)) if file.is_file()), None)
+    if there is None:
+        return []
+    # Not splitlines: texts may hold other separators, which JSON leaves as they are. The last may be torn.
+    return [json.loads(line) for line in there.read_text(encoding="utf-8").split("\n")[1:-1]]
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
 
 
 def _line(value: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from daco_rt.evaluate.provenance import provenance
 from daco_rt.evaluate.rows import RowFile, read_rows
 from daco_rt.evaluate.samples import Benchmark, Sample
 from daco_rt.evaluate.subject import Answer, Subject
-from daco_rt.evaluate.workshop import Workshop, ask_for
+from daco_rt.evaluate.workshop import Workshop, ask_for, read_record
 from daco_rt.progress import progress
 
 
@@ -55,6 +55,23 @@ class Cell:
         return Cell("none", "none", None, self.benchmark, self.seed)
 
 
+@dataclass(frozen=True)
+class Pending:
+    """What a judge could not be asked about: ``count`` of ``total`` answers, and why for the first one."""
+
+    judge: str
+    part: str
+    count: int
+    total: int
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"judge '{self.judge}' could not be asked about {self.count} of {self.total} answers of part "
+            f"'{self.part}', which are unjudged ({self.reason}); the same command again asks about these"
+        )
+
+
 class Evaluation:
     """An evaluation on disk.
 
@@ -67,7 +84,7 @@ class Evaluation:
 
     Example
     -------
-    >>> Evaluation(read_config("configs/evaluate-pocket.yaml")).run()               # doctest: +SKIP
+    >>> Evaluation(read_config("configs/evaluate.yaml")).run()                      # doctest: +SKIP
     """
 
     def __init__(
@@ -115,6 +132,7 @@ class Evaluation:
         DacoError
             A source is missing or does not fit, or the folder holds an evaluation under other settings.
         """
+        self.workshop.check()
         self.output.mkdir(parents=True, exist_ok=True)
         self._describe()
         for method in self.config.methods.values():
@@ -123,7 +141,7 @@ class Evaluation:
         self.judge()
 
     def judge(self) -> None:
-        """Let every judge speak about every answer that it has not seen."""
+        """Let every judge speak about every answer that it has not seen, or could not be asked about."""
         for name, row in self.config.judges.items():
             options = {key: value for key, value in row.items() if key != "kind"}
             # Opened all, so that verdicts of a judge with other options are refused before anything is asked.
@@ -137,6 +155,7 @@ class Evaluation:
             with progress(f"judging by {name}", total=len(waiting)) as advance:
                 for cell in waiting:
                     rows = files[cell]
+                    rows.drop(_is_pending)
                     samples = [s for s in self.benchmarks[cell.benchmark].samples if s.id not in rows.rows]
                     answers = self.answers(cell)
                     verdicts = judge.judge(samples, [answers[s.id].text for s in samples])
@@ -144,13 +163,31 @@ class Evaluation:
                         {"id": s.id, **_heard(v, answers[s.id]).to_json()}
                         for s, v in zip(samples, verdicts, strict=True)
                     )
-                    rows.finish()
+                    if not any(map(_is_pending, rows.rows.values())):
+                        rows.finish()
                     advance(1)
 
     def judged(self, cell: Cell) -> bool:
-        """Whether a cell has all its answers, and every judge's verdicts."""
-        paths = [self._file("verdicts", cell, name) for name in self.config.judges]
-        return all(path.is_file() for path in [self._file("answers", cell), *paths])
+        """Whether a cell has all its answers, and every judge's verdicts, pending ones too."""
+        if not self._file("answers", cell).is_file():
+            return False
+        ids = {sample.id for sample in self.benchmarks[cell.benchmark].samples}
+        return all(
+            self._file("verdicts", cell, name).is_file() or ids <= set(self.verdicts(cell, name))
+            for name in self.config.judges
+        )
+
+    def pending(self) -> list[Pending]:
+        """Return what judges could not be asked about; these answers are unjudged, and `judge` asks again."""
+        found = []
+        total = sum(len(self.benchmarks[cell.benchmark].samples) for cell in self.cells)
+        for name in self.config.judges:
+            unfinished = [cell for cell in self.cells if not self._file("verdicts", cell, name).is_file()]
+            verdicts = [v for cell in unfinished for v in self.verdicts(cell, name).values()]
+            reasons = [verdict.reason for verdict in verdicts if verdict.pending]
+            if reasons:
+                found.append(Pending(name, self.config.part, len(reasons), total, reasons[0]))
+        return found
 
     def answers(self, cell: Cell) -> dict[str, Answer]:
         """Return a cell's answers by the sample's id."""
@@ -159,8 +196,8 @@ class Evaluation:
 
     def verdicts(self, cell: Cell, judge: str) -> dict[str, Verdict]:
         """Return a judge's verdicts about a cell by the sample's id."""
-        rows = read_rows(self._file("verdicts", cell, judge))
-        return {row.pop("id"): Verdict.from_json(row) for row in rows}
+        path = self._file("verdicts", cell, judge)
+        return {row.pop("id"): Verdict.from_json(row) for row in read_rows(path)}
 
     def divergences(self, cell: Cell) -> dict[str, list[float]] | None:
         """Return KL(unsteered ‖ steered) in nats by token of each unsteered answer; None if not asked."""
@@ -169,14 +206,16 @@ class Evaluation:
             return None
         return {row["id"]: row["nats"] for row in read_rows(path)}
 
-    def neutral_nats(self, method: str, variant: str) -> list[list[float]] | None:
-        """Return −ln p by token of each neutral passage under a variant, draws one after the other; None if
-        it was not measured.
+    def neutral(self, method: str, variant: str, what: Literal["nats", "kl"]) -> list[list[float]] | None:
+        """Return −ln p or KL(unsteered ‖ steered) by token of each neutral passage under a variant, draws one
+        after the other; None if it was not measured (the divergence by versions before it was).
         """
         paths = [self._perplexity_file(drawn(variant, draw)) for draw in self.config.methods[method].draws]
         if not all(path.is_file() for path in paths):
             return None
-        rows = [[row["nats"] for row in read_rows(path)] for path in paths]
+        rows = [[row.get(what) for row in read_rows(path)] for path in paths]
+        if any(values is None for row in rows for values in row):
+            return None
         return [[nats for draw in passage for nats in draw] for passage in zip(*rows, strict=True)]
 
     def seconds(self, variant: str) -> list[tuple[float, float]] | None:
@@ -276,14 +315,14 @@ class Evaluation:
         rows.finish()
 
     def _perplex(self, name: str, setting: dict[str, Any], built: Built, subject: Subject) -> None:
-        from daco_rt.evaluate.perplexity import neutral_nats
+        from daco_rt.evaluate.perplexity import neutral_passages
 
         rows = RowFile(self._perplexity_file(name), setting)
         if rows.complete:
             return
-        nats = neutral_nats(subject, policy=built.policies[name])
+        passages = neutral_passages(subject, policy=built.policies[name])
         rows.append(
-            {"id": str(i), "nats": values} for i, values in enumerate(nats) if str(i) not in rows.rows
+            {"id": str(i), **row._asdict()} for i, row in enumerate(passages) if str(i) not in rows.rows
         )
         rows.finish()
 
@@ -350,6 +389,11 @@ class Evaluation:
             "strength": strength,
         }
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """What ``run.json`` says: configuration, cards of the data, versions, machine, commit."""
+        return read_record(self.output / "run.json")
+
     def _describe(self) -> None:
         record = {
             "format": 1,
@@ -366,6 +410,10 @@ class Evaluation:
 def _seed(sample: Sample, seed: int) -> int:
     """The seed of one answer: the same whether the run was interrupted before it or not."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{sample.id}".encode()).digest()[:4], "big")
+
+
+def _is_pending(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("pending"))
 
 
 def _heard(verdict: Verdict, answer: Answer) -> Verdict:

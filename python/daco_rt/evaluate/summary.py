@@ -49,6 +49,8 @@ class Numbers:
     """Of neutral text; None where it was not measured."""
     p_perplexity: float | None
     """Of a paired permutation test over passages against the unsteered model."""
+    kl_neutral: Estimate | None
+    """Nats a token on neutral text; None where it was not measured."""
     edited: float
     """Share of covered rows that an edit changed."""
     applied: float
@@ -168,7 +170,8 @@ def _numbers(
     for answer in flat:
         removed.update(answer.removed)
     nats = [evaluation.divergences(cell) for cell in group if cell.seed == evaluation.config.seeds[0]]
-    passages = evaluation.neutral_nats(first.method, first.variant)
+    passages = evaluation.neutral(first.method, first.variant, "nats")
+    shifts = evaluation.neutral(first.method, first.variant, "kl")
     covered = sum(answer.rows for answer in flat)
     return Numbers(
         first.variant,
@@ -183,7 +186,8 @@ def _numbers(
         bootstrap(by_question(questions, [fluency(after.text) for after in flat])),
         _kl(samples, nats),
         _perplexity(passages),
-        _p_perplexity(passages, evaluation.neutral_nats("none", "none")),
+        _p_perplexity(passages, evaluation.neutral("none", "none", "nats")),
+        None if shifts is None else bootstrap(shifts),
         sum(answer.edited_rows for answer in flat) / covered if covered else 0.0,
         float(np.mean([answer.applied_dose for answer in flat])),
         *_times(evaluation.seconds(first.variant)),

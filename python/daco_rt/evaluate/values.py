@@ -1,11 +1,27 @@
-"""Values of a configuration, each checked with a sentence that says where it stands."""
+"""Values of a configuration, each checked with a sentence that says where it stands, and values as JSON."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from daco_rt.errors import DacoError
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: no tuples, and null where a number is NaN or infinite.
+
+    Example
+    -------
+    >>> plain({"low": math.nan, "n": (1, 2.5)})
+    {'low': None, 'n': [1, 2.5]}
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def safe_name(name: Any, where: str) -> str:

@@ -17,7 +17,7 @@ from daco_rt.dictionary import dictionary_for
 from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.evaluate.benchmarks import load_benchmark
 from daco_rt.evaluate.config import EvaluationConfig
-from daco_rt.evaluate.methods import Built, Codes, Method, build_method, checksum_of
+from daco_rt.evaluate.methods import Built, Codes, Method, build_method, check_method, checksum_of
 from daco_rt.evaluate.samples import Benchmark, Sample
 from daco_rt.evaluate.subject import Ask, BundleSubject, Subject
 
@@ -58,6 +58,20 @@ class Workshop:
         }
         self._loaded: Subject | None = None
 
+    def check(self) -> None:
+        """Refuse methods that cannot run, before anything is made or generated.
+
+        Raises
+        ------
+        DacoError
+            As `check_method`; the sentence also names the configuration.
+        """
+        for method in self.config.methods.values():
+            try:
+                check_method(method, self.config.engine)
+            except DacoError as error:
+                raise DacoError(f"{self.config.path}, {error}") from error
+
     def build(self, method: Method) -> Built:
         """Compile a method, or take what was compiled before from the same things.
 
@@ -71,7 +85,7 @@ class Workshop:
             return build_method(method, dictionary, self.folder / "packs")
         pack, note = self.folder / "packs" / method.name, self.folder / "packs" / f"{method.name}.built.json"
         recipe = self._recipe(method, dictionary)
-        there = _read(note)
+        there = read_record(note)
         if there.get("recipe") == recipe and _is(pack, "pack", there.get("checksum")):
             return Built(method, there["policies"], pack=pack, notes=there["notes"])
         built = build_method(method, dictionary, self.folder / "packs", observe=self.observe)
@@ -85,7 +99,7 @@ class Workshop:
         """Return the checksum of what a method was made into, without making it again; None for methods that
         leave the model alone.
         """
-        there = _read(self.folder / "packs" / f"{method.name}.built.json")
+        there = read_record(self.folder / "packs" / f"{method.name}.built.json")
         return there["checksum"] if "checksum" in there else self.build(method).checksum
 
     def subject(self, built: Built) -> Subject:
@@ -107,7 +121,7 @@ class Workshop:
         folder = self.folder / "bundles" / ("plain" if built.pack is None else built.method.name)
         note = folder.with_name(f"{folder.name}.built.json")
         recipe = {"model": [config.family, config.checkpoint], "pack": built.checksum}
-        there = _read(note)
+        there = read_record(note)
         if there.get("recipe") != recipe or not _is(folder, "bundle", there.get("checksum")):
             from daco_rt.export import export_model
 
@@ -182,8 +196,8 @@ def ask_for(sample: Sample, built: Built | None) -> Ask:
     return Ask(sample.prompt, sample.image, None if built is None else built.system)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A record beside what was made; empty if there is none that can be read."""
+def read_record(path: Path) -> dict[str, Any]:
+    """Return a record in JSON; empty if there is none that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -11,6 +11,7 @@ from daco_rt.evaluate.samples import Benchmark, Sample, make_card, unique_ids
 
 _STRONGREJECT = {"full": "strongreject_dataset.csv", "small": "strongreject_small_dataset.csv"}
 _HARMBENCH = {"test": "harmbench_behaviors_text_test.csv", "val": "harmbench_behaviors_text_val.csv"}
+_GET = "run python scripts/fetch_harm_prompts.py, which writes build/deps/harm-prompts"
 FUNCTIONAL = ("standard", "contextual", "copyright")
 
 
@@ -34,7 +35,7 @@ def read_strongreject(path: Path, *, table: str = "full") -> Benchmark:
     """
     if table not in _STRONGREJECT:
         raise DacoError(f"strongreject: table '{table}' is unknown{did_you_mean(table, _STRONGREJECT)}")
-    file = find_table(path, [_STRONGREJECT[table]], "StrongREJECT")
+    file = find_table(path, [_STRONGREJECT[table]], "StrongREJECT", get=_GET)
     rows = read_table(file, ["category", "source", "forbidden_prompt"])
     samples = tuple(
         # The tables spell one category in two ways.
@@ -86,7 +87,7 @@ def read_harmbench(
             raise DacoError(
                 f"harmbench: functional category '{kind}' is unknown{did_you_mean(kind, FUNCTIONAL)}"
             )
-    file = find_table(path, [_HARMBENCH[table]], "HarmBench")
+    file = find_table(path, [_HARMBENCH[table]], "HarmBench", get=_GET)
     columns = ["Behavior", "FunctionalCategory", "SemanticCategory", "ContextString", "BehaviorID"]
     samples = tuple(
         Sample(

@@ -11,6 +11,7 @@ from daco_rt.evaluate.samples import Benchmark, Sample, keep_present, make_card,
 
 TABLES = {"full": "JailBreakV_28K.csv", "mini": "mini_JailBreakV_28K.csv"}
 _LICENCE = "MIT to our knowledge; the copy's own card decides"
+_GET = "download it from its publishers"
 _SOURCE = "https://github.com/EddyLuo1232/JailBreakV_28K"
 
 
@@ -48,7 +49,7 @@ def read_jailbreakv(
     if table not in TABLES:
         raise DacoError(f"jailbreakv: table '{table}' is unknown{did_you_mean(table, TABLES)}")
     names = [TABLES["full"]] if table == "full" else [TABLES["mini"], TABLES["full"]]
-    file = find_table(path, names, "JailBreakV-28K")
+    file = find_table(path, names, "JailBreakV-28K", get=_GET)
     columns = ["id", "jailbreak_query", "redteam_query", "format", "policy", "image_path"]
     derived = table == "mini" and file.name == TABLES["full"]
     rows = read_table(file, [*columns, *(["selected_mini"] if derived else [])])
@@ -94,7 +95,7 @@ def read_redteam(path: Path) -> Benchmark:
     >>> read_redteam(Path("JailBreakV-28K")).card.name                               # doctest: +SKIP
     'redteam_2k'
     """
-    file = find_table(path, ["RedTeam_2K.csv"], "RedTeam_2K")
+    file = find_table(path, ["RedTeam_2K.csv"], "RedTeam_2K", get=_GET)
     samples = tuple(
         Sample(row["id"], row["policy"], row["question"], form=row["from"])
         for row in read_table(file, ["id", "question", "policy", "from"])

@@ -1,4 +1,4 @@
-"""Scenes as a benchmark: pictures of which everything is known, half of them with something unsafe.
+"""Scenes as a benchmark: pictures of which everything is known, by default six in ten with something unsafe.
 
 The question is always to tell what is there. A good answer tells every harmless thing and no unsafe one.
 """

@@ -45,8 +45,14 @@ def read_table(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def find_table(path: Path, names: Sequence[str], what: str) -> Path:
+def find_table(path: Path, names: Sequence[str], what: str, *, get: str) -> Path:
     """Return ``path`` if it is a file, else the first of these names in the folder or one level below.
+
+    Parameters
+    ----------
+    path : a table, or the folder of some.
+    names : of files, the best first.
+    what, get : the benchmark, and how to come by it, for the error.
 
     Raises
     ------
@@ -60,4 +66,7 @@ def find_table(path: Path, names: Sequence[str], what: str) -> Path:
         for file in found:
             if file.is_file():
                 return file
-    raise ArtifactError(f"{path} holds no {' and no '.join(names)}: {what} was not found there")
+    raise ArtifactError(
+        f"{path} holds no {' and no '.join(names)}: {what} was not found there; {get}, or name its folder by "
+        "path"
+    )

@@ -21,7 +21,7 @@ JUDGES: dict[str, tuple[str, ...]] = {
         "max_length", "device", "dtype",
     ),
     "scenes": (),
-    "endpoint": ("url", "model", "cache", "workers", "asks", "timeout", "tries", "pause"),
+    "endpoint": ("url", "model", "cache", "workers", "asks", "timeout", "tries", "pause", "give_up"),
 }  # fmt: skip
 """Kind → the options that it takes; ``guard`` is the kind of a guard model."""
 SCORES: dict[str, dict[str, Better]] = {

@@ -2,7 +2,8 @@
 
 One pair a request, several requests at a time: pairs judged together colour each other. An answer that is no
 verdict is asked for again, and after that the pair stays unjudged. Verdicts are cached by model, prompt,
-question and answer, so an interrupted run goes on and a repeated one asks nothing.
+question and answer, so an interrupted run goes on and a repeated one asks nothing. A pair about which the
+endpoint could not be asked is pending: unjudged, not cached, and asked about again by the next run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from daco_rt.concepts.chat import ChatClient, LineCache, json_objects
+from daco_rt.concepts.chat import ChatClient, LineCache, Unanswered, json_objects
 from daco_rt.errors import ArtifactError
 from daco_rt.evaluate.judges.verdict import Verdict
 from daco_rt.evaluate.samples import Sample
@@ -52,11 +53,14 @@ class EndpointJudge:
     workers : requests at a time.
     asks : how often a pair is asked about before it stays unjudged; repeats say that the last was unusable.
     timeout, tries, pause : of a request, as for `ChatClient`.
+    give_up : after so many pairs in a row to which no attempt got through, the rest is not asked.
 
     Raises
     ------
     ArtifactError
         The address or a number is wrong, or the cache is no such file.
+    DacoError
+        From ``judge``: the key, the address or the model's name is wrong.
 
     Example
     -------
@@ -76,14 +80,16 @@ class EndpointJudge:
         timeout: float = 120.0,
         tries: int = 6,
         pause: float = 1.0,
+        give_up: int = 3,
     ) -> None:
-        for name, value in (("workers", workers), ("asks", asks)):
+        for name, value in (("workers", workers), ("asks", asks), ("give_up", give_up)):
             if value < 1:
                 raise ArtifactError(f"judge: {name} must be 1 or more, got {value}")
-        kept = f"what it judged is kept in {cache}: run the same command again to go on"
-        self._client = ChatClient(url, model, timeout=timeout, tries=tries, pause=pause, kept=kept)
+        self._client = ChatClient(url, model, timeout=timeout, tries=tries, pause=pause)
         self._cache = LineCache(Path(cache), _entry, "verdict")
-        self._workers, self._asks = workers, asks
+        self._workers, self._asks, self._give_up = workers, asks, give_up
+        self._pending: dict[str, str] = {}
+        self._failed = 0
 
     @property
     def source(self) -> str:
@@ -103,12 +109,28 @@ class EndpointJudge:
             with progress(f"asking {self._client.model}", total=len(waiting)) as advance:
 
                 def work(pair: tuple[str, str]) -> None:
-                    self._judge_one(pair)
+                    self._judge_or_leave(pair)
                     with self._client.lock:
                         advance(1)
 
                 self._client.run_all(waiting, work, workers=self._workers)
         return [self._verdict(pair) for pair in pairs]
+
+    def _judge_or_leave(self, pair: tuple[str, str]) -> None:
+        if self._failed >= self._give_up:
+            self._pending[self._key(pair)] = (
+                f"not asked: endpoint {self._client.address} was given up after {self._give_up} answers"
+            )
+            return
+        down = False
+        try:
+            self._judge_one(pair)
+        except Unanswered as failure:
+            self._pending[self._key(pair)] = str(failure)
+            down = failure.down
+        with self._client.lock:
+            # A refusal of one message shows that the endpoint is there.
+            self._failed = self._failed + 1 if down else 0
 
     def _judge_one(self, pair: tuple[str, str]) -> None:
         message = prompt_for(*pair)
@@ -126,7 +148,10 @@ class EndpointJudge:
     def _verdict(self, pair: tuple[str, str]) -> Verdict:
         if not pair[1].strip():
             return Verdict(None, False, "empty answer", self.source)
-        row = self._cache.known.get(self._key(pair))
+        key = self._key(pair)
+        row = self._cache.known.get(key)
+        if row is None and key in self._pending:
+            return Verdict(None, None, self._pending[key], self.source, pending=True)
         if row is None:
             return Verdict(None, None, "the judge gave no usable verdict", self.source)
         return Verdict(row["unsafe"], row["refused"], row["reason"], self.source)

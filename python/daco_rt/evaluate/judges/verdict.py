@@ -30,6 +30,8 @@ class Verdict:
         Further numbers by name, as ``SCORES`` lists them for the judge's kind. A name is a truth value for
         all answers (averaged as a share) or a number for all (averaged as a mean). None says that it does
         not apply to this answer, which is then left out of that average.
+    pending : bool
+        The judge could not be asked. The answer is unjudged until another run asks again.
     """
 
     unsafe: bool | None
@@ -39,10 +41,14 @@ class Verdict:
     own: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
     scores: Mapping[str, float | bool | None] = field(default_factory=dict, hash=False)
+    pending: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict ready for ``json.dumps``; empty lists and scores are left out."""
-        return {key: value for key, value in asdict(self).items() if value not in ((), {})}
+        row = {key: value for key, value in asdict(self).items() if value not in ((), {})}
+        if not self.pending:
+            del row["pending"]
+        return row
 
     @staticmethod
     def from_json(row: dict[str, Any]) -> Verdict:
