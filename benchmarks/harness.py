@@ -114,7 +114,8 @@ class Report:
 
     def finish(self, output: Path) -> int:
         """Print table and targets, write the JSON, and return the exit status: 1 if a check failed."""
-        print_rows(self.rows, self.shown)
+        if self.rows:
+            print_rows(self.rows, self.shown)
         if self.targets:
             print()
             marks = {True: "met", False: "MISSED", None: "not measured"}

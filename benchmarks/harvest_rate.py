@@ -2,6 +2,7 @@
 
     python benchmarks/harvest_rate.py            # about ten minutes, smol-internvl
     python benchmarks/harvest_rate.py --quick    # pocket-internvl, seconds
+    python benchmarks/harvest_rate.py --curve    # memory and rate up to 405,000 stimuli, pocket-internvl
 
 Rate: one shard, from its texts to its committed file (tokens, forward passes, gathering, sums, writing), in
 turns with the forward passes alone: the same padded batches, in a text model that ends at the last block that
@@ -13,6 +14,7 @@ with every assumption in the report.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -21,16 +23,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from harness import Check, Report, Row, Target, arguments, print_table
+from harness import RESULTS, Check, Report, Row, Target, arguments, print_table
 from timing import against, in_turns, settle, spread
 
-from daco_rt.concepts import make_stimuli, shipped_table
+from daco_rt.concepts import make_stimuli, save_stimuli, shipped_table
 from daco_rt.dictionary.encode import Losses
 from daco_rt.dictionary.harvest import HarvestPlan, ShardWorker
 from daco_rt.dictionary.items import HarvestItem, ItemTable, table_concepts, text_items
@@ -44,15 +47,15 @@ BATCH_TOKENS = 2048
 
 # Run in a process of its own; VmHWM counts only its own memory, unlike what wait4 reports of a child.
 MEMORY = """
-import gc, json, sys
+import gc, json, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from harness import return_free_memory
-from harvest_rate import peak_mb, plan_for, loaded
+from harvest_rate import peak_mb, plan_of_file, loaded
 import torch
 torch.set_num_threads(1)
-checkpoint, output = sys.argv[2], Path(sys.argv[3])
-stimuli, blocks = int(sys.argv[4]), json.loads(sys.argv[5])
+checkpoint, texts, output = sys.argv[2], *map(Path, sys.argv[3:5])
+stimuli, concepts, *blocks = map(int, sys.argv[5:])
 model, tokenizer, identity = loaded(checkpoint)
 # A mapped table of embeddings fills as new words are met; a copy in memory does not.
 for parameter in model.parameters():
@@ -62,16 +65,22 @@ return_free_memory()
 # The kernel begins the peak anew.
 Path("/proc/self/clear_refs").write_text("5")
 before = peak_mb()
-plan = plan_for(identity, output, stimuli, blocks)
+plan = plan_of_file(identity, output, texts, stimuli, concepts, tuple(blocks))
+began, began_used = time.perf_counter(), time.process_time()
 means = plan.run(model, tokenizer, progress=False)
-found = {"peak": peak_mb(), "loaded": before, "stimuli": means.stimuli, "shards": means.shards.count}
-print(json.dumps(found))
+wall, used = time.perf_counter() - began, time.process_time() - began_used
+print(json.dumps({
+    "stimuli": means.stimuli, "concepts": concepts, "shards": means.shards.count,
+    "peak_mb": round(peak_mb(), 1), "with_model_loaded_mb": round(before, 1), "seconds": round(wall, 1),
+    "processor_seconds": round(used, 1), "stimuli_a_processor_second": round(stimuli / used, 1),
+}))
 """
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is run: checkpoint, blocks, stimuli of the timed shard, and of the processes that are weighed."""
+    """What is run: checkpoint, blocks, stimuli of the timed shard and of the weighed processes, which read
+    so many texts a concept."""
 
     checkpoint: str
     blocks: tuple[int, ...]
@@ -79,10 +88,13 @@ class Size:
     memory_blocks: tuple[int, ...]
     memory_stimuli: tuple[int, ...]
     rounds: int
+    texts: int = 7
 
 
 FULL = Size("smol-internvl", (15, 16, 17, 18, 19), 256, (1,), (500, 2_000, 8_000), 4)
 QUICK = Size("pocket-internvl", (2, 3), 64, (1,), (50,), 2)
+# As many stimuli as the method's authors used: 15,000 concepts with 27 each.
+CURVE = replace(QUICK, memory_stimuli=(10_000, 50_000, 100_000, 405_000), texts=27)
 
 # The calculation's assumptions; each is a plain number that a reader may replace.
 ASSUMED: dict[str, float] = {
@@ -118,6 +130,15 @@ def plan_for(identity: Any, output: Path, stimuli: int, blocks: tuple[int, ...])
     return HarvestPlan(
         concepts, ItemTable(items, len(concepts)), tuple(blocks), output, identity, batch_tokens=BATCH_TOKENS
     )
+
+
+def plan_of_file(
+    identity: Any, output: Path, texts: Path, stimuli: int, concepts: int, blocks: tuple[int, ...]
+) -> HarvestPlan:
+    """Plan a harvest of a file's first stimuli, which are read one by one as the command does it."""
+    table = table_concepts(shipped_table()[:concepts])
+    items = ItemTable(islice(text_items(texts, table), stimuli), len(table))
+    return HarvestPlan(table, items, blocks, output, identity, batch_tokens=BATCH_TOKENS)
 
 
 def peak_mb() -> float:
@@ -221,27 +242,23 @@ def check(means: ConceptMeans, plan: HarvestPlan, model: Any, ids: list, stimuli
 
 
 def measure_memory(size: Size, scratch: Path) -> list[dict[str, Any]]:
-    """Weigh a fresh process for each number of stimuli."""
+    """Weigh and time a fresh process for each number of stimuli."""
     rows = []
-    for stimuli in size.memory_stimuli:
+    concepts = [-(-stimuli // size.texts) for stimuli in size.memory_stimuli]
+    texts = scratch / "texts.jsonl"
+    save_stimuli(make_stimuli(shipped_table()[: max(concepts)], count=size.texts).stimuli, texts)
+    for stimuli, count in zip(size.memory_stimuli, concepts, strict=True):
         output = scratch / f"memory-{stimuli}"
-        command = [sys.executable, "-c", MEMORY, str(Path(__file__).parent), size.checkpoint, str(output)]
+        command = [sys.executable, "-c", MEMORY, str(Path(__file__).parent), size.checkpoint, str(texts)]
         done = subprocess.run(
-            [*command, str(stimuli), json.dumps(size.memory_blocks)],
+            [*command, str(output), *map(str, (stimuli, count, *size.memory_blocks))],
             capture_output=True, text=True, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
         found = json.loads(done.stdout)
         shutil.rmtree(output)
         if found["stimuli"] != stimuli:
             raise SystemExit(f"{found['stimuli']} of {stimuli} stimuli were read")
-        rows.append(
-            {
-                "stimuli": stimuli,
-                "shards": found["shards"],
-                "peak_mb": round(found["peak"], 1),
-                "with_model_loaded_mb": round(found["loaded"], 1),
-            }
-        )
+        rows.append(found)
     return rows
 
 
@@ -320,21 +337,57 @@ def extrapolate(share: float, sums_s: float) -> dict[str, Any]:
     }
 
 
-def targets(rows: list[Row], memory: list[dict[str, Any]]) -> list[Target]:
-    """Hold rate and memory against their goals."""
+def rate_target(rows: list[Row]) -> Target:
+    """Hold the rate against its goal."""
     rate = next(row for row in rows if row.case == "harvest of one shard")
+    ratio = float(rate.extra["processor_ratio"])
+    return Target("stimuli a processor second, of the bare's", "≥ 90 %", f"{100 * ratio:.0f} %", ratio >= 0.9)
+
+
+def memory_target(memory: list[dict[str, Any]]) -> Target:
+    """Hold the memory against its goal."""
     peaks = [row["peak_mb"] for row in memory]
-    growth, ratio = max(peaks) / peaks[0] - 1, float(rate.extra["processor_ratio"])
-    return [
-        Target("stimuli a processor second, of the bare's", "≥ 90 %", f"{100 * ratio:.0f} %", ratio >= 0.9),
-        Target(
-            "peak memory over that of the fewest stimuli", "≤ 5 %", f"{100 * growth:+.1f} %", growth <= 0.05
-        ),
-    ]
+    growth = max(peaks) / peaks[0] - 1
+    return Target(
+        "peak memory over that of the fewest stimuli", "≤ 5 %", f"{100 * growth:+.1f} %", growth <= 0.05
+    )
+
+
+def curve(options: argparse.Namespace) -> int:
+    """Weigh and time harvests of pocket-internvl alone; the largest is that of the method's authors."""
+    stimuli = tuple(map(int, options.curve.split(","))) if options.curve else CURVE.memory_stimuli
+    size = replace(CURVE, memory_stimuli=stimuli)
+    settings = {"checkpoint": size.checkpoint, "memory_blocks": size.memory_blocks, "texts": size.texts}
+    report = Report("harvest_curve", options.quick, settings)
+    with tempfile.TemporaryDirectory(prefix="daco-rt-bench-") as folder:
+        settings["memory"] = measure_memory(size, Path(folder))
+    print_memory(settings["memory"])
+    report.targets = [memory_target(settings["memory"])]
+    standard = options.output == RESULTS / "harvest-rate.json"
+    return report.finish(RESULTS / "harvest-curve.json" if standard else options.output)
+
+
+def print_memory(rows: list[dict[str, Any]]) -> None:
+    titles = tuple(rows[0])
+    print_table(titles, [tuple(str(row[key]) for key in titles) for row in rows])
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--curve",
+        nargs="?",
+        const="",
+        metavar="LIST",
+        help="only weigh and time pocket-internvl, at these numbers of stimuli, 27 a concept "
+        "(default 10000,50000,100000,405000)",
+    )
 
 
 def main() -> int:
-    options = arguments(__doc__, "harvest-rate", lambda p: p.add_argument("--threads", type=int, default=1))
+    options = arguments(__doc__, "harvest-rate", add_options)
+    if options.curve is not None:
+        return curve(options)
     size = QUICK if options.quick else FULL
     settings: dict[str, Any] = {
         "threads": [options.threads],
@@ -353,12 +406,11 @@ def main() -> int:
         torch.set_num_threads(1)
         report.rows.append(measure_sums(size))
         settings["memory"] = measure_memory(size, Path(folder))
-    titles = tuple(settings["memory"][0])
-    print_table(titles, [tuple(str(row[key]) for key in titles) for row in settings["memory"]])
+    print_memory(settings["memory"])
     rate, sums = report.rows[0], report.rows[1]
     settings["extrapolation"] = extrapolate(float(rate.extra["processor_ratio"]), sums.median_ms / 1e3)
     if not options.quick:
-        report.targets = targets(report.rows, settings["memory"])
+        report.targets = [rate_target(report.rows), memory_target(settings["memory"])]
     return report.finish(options.output)
 
 

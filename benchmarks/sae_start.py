@@ -2,6 +2,7 @@
 
     python benchmarks/sae_start.py --texts builds/smol-small/texts.jsonl.gz --work builds/sae-start
     python benchmarks/sae_start.py --steps 4000 --seeds 0,1,2,3,4
+    python benchmarks/sae_start.py --sparsity l1 --l1 0.1 --output l1.json --figure l1.png
 
 Both starts see the same rows in the same order; only the decoder's first values differ. Prints a table, draws
 a figure, and writes everything, with the machine, as JSON. A run that was stopped goes on where ``--work`` is
@@ -12,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from harness import commit, machine, versions
 
 from daco_rt._plot import COLOURS, new_figure
 from daco_rt.artifacts import load_dictionary
@@ -50,7 +51,9 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=16)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--sparsity", choices=("topk", "l1"), default="topk", help="default topk")
+    parser.add_argument("--k", type=int, default=32, help="codes a row, with topk")
+    parser.add_argument("--l1", type=float, default=0.1, help="price of the codes, with l1 (default 0.1)")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--precision", default="auto", help="of the training: auto, fp32, bf16")
     parser.add_argument("--texts", type=Path, help="what the model reads (default: the built-in texts)")
@@ -67,20 +70,25 @@ def main() -> None:
         for seed in map(int, arguments.seeds.split(",")):
             for init in ("dictionary", "random"):
                 training = SaeTraining(
-                    init=init, latents=dictionary.size, k=arguments.k, steps=arguments.steps,
-                    batch=arguments.batch, seed=seed, precision=arguments.precision, log_every=50,
-                    checkpoint_every=50,
+                    init=init, latents=dictionary.size, sparsity=arguments.sparsity, k=arguments.k,
+                    l1=arguments.l1, steps=arguments.steps, batch=arguments.batch, seed=seed,
+                    precision=arguments.precision, log_every=50, checkpoint_every=50,
                 )  # fmt: skip
-                rows.append(measure(source, training, dictionary, folder / f"{init}-{seed}"))
+                name = f"{init}-{seed}" + ("" if arguments.sparsity == "topk" else "-l1")
+                rows.append(measure(source, training, dictionary, folder / name))
     keys = [key for key, value in rows[0].items() if not isinstance(value, list)]
     print_table(keys, rows, keys)
     draw(rows, arguments.figure)
     report = {
         "benchmark": "sae_start",
         "date": time.strftime("%Y-%m-%d"),
-        "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "settings": {key: str(value) for key, value in vars(arguments).items()},
+        "commit": commit(),
+        "machine": machine() | {"threads": torch.get_num_threads()},
+        "versions": versions(),
+        "settings": {
+            key: value.name if isinstance(value, Path) else str(value)
+            for key, value in vars(arguments).items()
+        },
         "activations": source.describe(),
         "rows": rows,
     }
@@ -112,12 +120,16 @@ def measure(source: StoreSource, training: SaeTraining, dictionary: Any, path: P
         resume=True,
     )
     recipe = json.loads((path / "manifest.json").read_bytes())["recipe"]
-    _, cost = convert_to_jumprelu(sae, source, path.with_name(path.name + "-jump"), rows=8192, overwrite=True)
+    loss = None
+    if training.sparsity == "topk":
+        jump = path.with_name(path.name + "-jump")
+        loss = round(convert_to_jumprelu(sae, source, jump, rows=8192, overwrite=True)[1].loss, 4)
     own = recipe.get("cosine_to_own_atom", {}).get("mean")
     row = {
         "init": training.init,
         "seed": training.seed,
         "explained_variance": round(recipe["evaluation"]["explained_variance"], 4),
+        "codes": round(recipe["evaluation"]["l0"], 2),
         "dead": round(recipe["dead_fraction"], 4),
         "silent": round(recipe["evaluation"]["silent_fraction"], 4),
         "own_atom": None if own is None else round(own, 3),
@@ -131,7 +143,7 @@ def measure(source: StoreSource, training: SaeTraining, dictionary: Any, path: P
         if "eval_explained_variance" in line
     ]
     labelled = [[row["eta"], row["undesirable"]] for row in count_labels(sae, dictionary, CURVE)]
-    return row | {"jumprelu_loss": round(cost.loss, 4), "curve": curve, "labelled": labelled}
+    return row | {"jumprelu_loss": loss, "curve": curve, "labelled": labelled}
 
 
 def draw(rows: list[dict[str, Any]], output: Path) -> None:

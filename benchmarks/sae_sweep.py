@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import random
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from harness import commit, machine, versions
 
 from daco_rt.artifacts import Concept, ConceptDictionary, Sae, load_dictionary, load_sae
 from daco_rt.concepts import WordConcept, shipped_table
@@ -161,8 +161,9 @@ def main() -> None:
     report = {
         "benchmark": "sae_sweep",
         "date": time.strftime("%Y-%m-%d"),
-        "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "commit": commit(),
+        "machine": machine() | {"threads": torch.get_num_threads()},
+        "versions": versions(),
         "settings": {
             key: value.name if isinstance(value, Path) else value for key, value in vars(arguments).items()
         },

@@ -1,9 +1,9 @@
 """Measure the concept dictionary of a built-in checkpoint.
 
-    python scripts/build_concepts.py --model smol-internvl --output python/daco_rt/data/smol-concepts
     python scripts/build_concepts.py --model pocket-internvl --output python/daco_rt/data/pocket-concepts
 
-The first takes about two minutes on one core and replaces an existing dictionary only with --force.
+It replaces an existing dictionary only with --force. The package's dictionary of smol-internvl is made by
+``daco-rt build configs/smol-small.yaml``.
 """
 
 from __future__ import annotations

@@ -164,6 +164,32 @@ def atomic_file(path: Path) -> Iterator[HashingFile]:
         partial.unlink(missing_ok=True)
 
 
+def append_file(path: Path, data: bytes) -> None:
+    """Append to a file that grows line by line; where the device refuses, nothing of ``data`` stays.
+
+    A kill can leave a part of it at the end, which the file's reader must drop.
+
+    Raises
+    ------
+    ArtifactError
+        If the device refuses the data (full, quota, size limit, read-only).
+
+    Example
+    -------
+    >>> append_file(Path("metrics.jsonl"), b'{"step": 1}\\n')
+    """
+    size: int | None = None
+    try:
+        with open(path, "ab") as file:
+            size = os.path.getsize(path)
+            file.write(data)
+    except OSError as error:
+        if size is not None:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+        raise _translate(error, path, path) from error
+
+
 def write_json(path: Path, value: Any) -> HashingFile:
     """Write one JSON document in one step and return its size and hash; NaN and Inf are refused."""
     with atomic_file(path) as file:

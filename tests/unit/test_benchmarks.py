@@ -136,6 +136,36 @@ def test_help_says_how_to_run_it(name: str):
     assert "--quick" in done.stdout and "--output" in done.stdout
 
 
+@pytest.mark.parametrize("sparsity", ["topk", "l1"])
+def test_the_start_of_an_sae_is_measured_with_either_sparsity(sparsity: str, tmp_path: Path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra 'figures')")
+    (tmp_path / "texts.txt").write_text("".join(f"The {n}th of {n + 1} words is {n}.\n" for n in range(200)))
+    output, figure = tmp_path / "report.json", tmp_path / "start.png"
+    done = run(
+        "sae_start", "--model", "pocket-internvl", "--block", "3", "--steps", "50", "--batch", "64",
+        "--seeds", "0", "--k", "5", "--sparsity", sparsity, "--l1", "0.01",
+        "--texts", str(tmp_path / "texts.txt"), "--work", str(tmp_path / "work"),
+        "--figure", str(figure), "--output", str(output),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(output.read_text())
+    assert isinstance(report["commit"], str) and figure.is_file()
+    assert {"cpu", "cores", "flags", "memory_bytes", "threads"} <= set(report["machine"])
+    assert str(tmp_path) not in output.read_text()
+    assert report["settings"]["sparsity"] == sparsity
+    assert [row["init"] for row in report["rows"]] == ["dictionary", "random"]
+    for row in report["rows"]:
+        assert (row["codes"] <= 5) == (sparsity == "topk")
+        assert (row["jumprelu_loss"] is None) == (sparsity == "l1")
+
+
+def test_every_script_that_writes_a_report_says_commit_and_machine():
+    for script in BENCHMARKS.glob("*.py"):
+        text = script.read_text(encoding="utf-8")
+        if '"benchmark": ' in text:
+            assert '"commit": commit()' in text and '"machine": machine()' in text, script.name
+
+
 def test_a_wrong_result_is_reported(load: Callable[[str], ModuleType]):
     """The check that stands before the timing must be able to fail."""
     import numpy as np

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +124,11 @@ def test_concepts_go_out_in_batches_and_come_back(server, tmp_path, monkeypatch)
     assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer secret"
     assert body["model"] == "expert" and body["temperature"] == 0
     assert body["messages"][0]["content"].startswith(PROMPT)
+
+
+def test_the_page_says_the_prompt_that_is_sent():
+    page = Path(__file__).resolve().parents[2] / "docs" / "concepts.md"
+    assert f"```text\n{PROMPT.rstrip()}\n```\n" in page.read_text(encoding="utf-8")
 
 
 def test_the_cache_spares_every_second_question(server, tmp_path):

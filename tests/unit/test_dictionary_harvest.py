@@ -41,6 +41,7 @@ def places(rule: str, offsets: list[tuple[int, int]], item: HarvestItem) -> list
         "word-mean": inside,
         "before-word": [inside[0] - 1] if inside else [],
         "last": everywhere[-1:],
+        "last-prompt": everywhere[-1:] if item.text.endswith("assistant\n") else [],
         "all": everywhere,
     }[rule]
 
@@ -76,6 +77,35 @@ def test_means_equal_a_reading_one_text_at_a_time(folder: Path, tmp_path: Path, 
                 assert np.abs(mean[row] - centre).max() <= 1e-5 * np.linalg.norm(centre)
                 expected = ((found - centre) ** 2).sum(axis=1).mean()
                 assert spread[row] == pytest.approx(expected, rel=1e-4, abs=1e-8 * (centre**2).sum())
+
+
+CHAT = "<|im_start|>user\nWhat is a {0}?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "behind"),
+    [
+        (CHAT, ""),
+        (CHAT, "A {0} is a kind of thing.<|im_end|>\n"),
+        ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n" + CHAT, "A {0} is"),
+        ("Question: What is a {0}?\nAnswer:", " A {0} is a kind of thing.\n"),
+    ],
+)
+def test_the_last_token_of_the_prompt_is_read_whatever_the_answer(
+    folder: Path, tmp_path: Path, prompt: str, behind: str
+):
+    given = []
+    for row, word in enumerate(WORDS):
+        told = HarvestItem(row, 1, (prompt + behind).format(word), None, None, None, "told")
+        # Neither an answer to nothing nor a text without turns has a prompt.
+        opened = replace(told, text=f"<|im_start|>assistant\nHere is a {word}", id="opened")
+        given += [told, opened, replace(told, text=f"<|im_start|>The {word}: an assistant\n", id="plain")]
+    means = harvest(folder, tmp_path / "m", items=given, position="last-prompt", norm_limit=100.0)
+    assert (means.count(3) == 1).all()
+    assert means.skipped == {"without a prompt and its answer": 2 * len(WORDS)}
+    for row, word in enumerate(WORDS):
+        expected = stream(folder, prompt.format(word))[0][3][-1]
+        assert np.abs(means.mean(3)[row] - expected).max() <= 1e-5 * np.linalg.norm(expected)
 
 
 def test_ordinary_text_gives_norms_and_mean(folder: Path, tmp_path: Path):
@@ -291,6 +321,12 @@ THREE = [(0, 2), (2, 5), (5, 9)]
         (Tokens([1, 2], [(0, 2), (2, 5)], None), "word", "without the word"),
         (Tokens([1, 2], [(0, 2), (2, 5)], (5, 9), cut=True), "word", "cut off before the position"),
         (Tokens([1, 2], [(0, 2), (2, 5)], (2, 5), cut=True), "last", "cut off before the position"),
+        (Tokens([1, 2, 3], THREE, (2, 9)), "last-prompt", "without a prompt and its answer"),
+        (Tokens([1, 2, 3], THREE, None, answer=5), "last-prompt", [1]),
+        (Tokens([1, 2, 3], THREE, None, answer=8), "last-prompt", [1]),
+        (Tokens([1, 2, 3], THREE, None, answer=9), "last-prompt", [2]),
+        (Tokens([1, 2, 3], THREE, None, answer=2), "last-prompt", "nothing to read but position 0"),
+        (Tokens([1, 2, 3], THREE, None, answer=9, cut=True), "last-prompt", "cut off before the position"),
         (Tokens([1, 2], [(0, 2), (2, 5)], (2, 5)), "image", "without a picture"),
         (Tokens([1, 2, 3], [(0, 1)] * 3, None, np.array([True, True, False])), "image", [1]),
     ],

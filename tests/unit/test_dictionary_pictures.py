@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,9 @@ def expected(folder: Path, item: HarvestItem, rule: str) -> np.ndarray | None:
         return rows[1:].mean(axis=0)
     if rule == "last":
         return rows[-1]
+    if rule == "last-prompt":
+        # Where the prompt alone ends.
+        return None if item.image is None else states(folder, replace(item, text=""))[0][-1]
     # The word's last token is found by decoding ever longer ends, without any offsets.
     processor = Processor(folder)
     if item.end is None:
@@ -122,7 +126,7 @@ def expected(folder: Path, item: HarvestItem, rule: str) -> np.ndarray | None:
     raise AssertionError
 
 
-@pytest.mark.parametrize("rule", ["image", "word", "last", "all"])
+@pytest.mark.parametrize("rule", ["image", "word", "last", "last-prompt", "all"])
 def test_pictures_are_read_as_the_model_sees_them(folder: Path, pairs: Path, tmp_path: Path, rule: str):
     means = harvest(folder, pairs, tmp_path / "m", position=rule)
     readings: dict[tuple[int, int], list[np.ndarray]] = {}
@@ -141,6 +145,8 @@ def test_pictures_are_read_as_the_model_sees_them(folder: Path, pairs: Path, tmp
                 assert error <= 2e-5 * np.linalg.norm(centre)
     if rule == "image":
         assert means.skipped == {"without a picture": 1}
+    if rule == "last-prompt":
+        assert means.skipped == {"without a prompt and its answer": 1}
     if rule == "word":
         # Counterexamples do not say the word.
         assert means.skipped == {"without the word": 3}

@@ -166,7 +166,7 @@ def test_one_block_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_default_centre_follows_the_position(tmp_path: Path) -> None:
     assert [default_centre(p) for p in ("word", "word-mean", "before-word")] == ["others"] * 3
-    assert [default_centre(p) for p in ("last", "image", "all")] == ["negatives"] * 3
+    assert [default_centre(p) for p in ("last", "last-prompt", "image", "all")] == ["negatives"] * 4
     rng = np.random.default_rng(8)
     positive, negative = (rng.standard_normal((5, D)).astype(np.float32) for _ in range(2))
     means = make_means(tmp_path / "m", {1: positive}, {1: negative}, position="last")

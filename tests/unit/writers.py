@@ -2,18 +2,22 @@
 
 A function brings a folder to its end, whatever state a kill has left it in. ``die`` runs one and dies at the
 n-th *moment* of writing: before a write, with half of it written, before and after an fsync, a rename, a
-removal.
+removal. ``fill`` runs one while the disk is full from such a moment on.
 """
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import contextlib
+import errno
+import importlib
+import io
 import os
 import shutil
 import signal
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +32,7 @@ from tiny_harvest import tree
 from daco_rt import _files
 from daco_rt._plot import new_figure
 from daco_rt.artifacts import load_dictionary, load_sae, save_sae
+from daco_rt.cli import stimuli as stimuli_command
 from daco_rt.concepts import WordConcept, make_stimuli, save_stimuli, save_table, subset_concepts
 from daco_rt.concepts.chat import LineCache
 from daco_rt.corpus import Pair, Problems, save_pairs
@@ -36,6 +41,9 @@ from daco_rt.corpus.embeddings import create_embeddings, open_embeddings
 from daco_rt.corpus.retrieve import retrieve_pairs
 from daco_rt.dictionary import build_dictionary, open_means
 from daco_rt.dictionary.heard import Heard, without_heard
+from daco_rt.dictionary.report import diagnose, save_report
+from daco_rt.errors import ArtifactError
+from daco_rt.evaluate.scene_layouts import write_scene_jailbreakv, write_scene_mm_safetybench
 from daco_rt.pipeline import run as pipeline
 from daco_rt.pipeline.steps import Step
 from daco_rt.sae import (
@@ -46,12 +54,17 @@ from daco_rt.sae import (
     sweep_policies,
     train_sae,
 )
+from daco_rt.scenes.files import write_pairs, write_scenes
 from daco_rt.steering import PolicySpec, compile_pursuit_pack
 
 # What is imported on first use would be imported by every fork.
+for module in ("PIL.Image", "daco_rt.scenes.compose", "daco_rt.scenes.draw"):
+    importlib.import_module(module)
 arrow()
 torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
 
+# Where a full disk shows; names can still be changed and removed.
+REFUSED = {"before a write", "in the middle of a write", "before fsync"}
 WORDS = ("dagger", "soup", "truck", "house", "lake", "apple")
 
 
@@ -74,6 +87,23 @@ def older_table(folder: Path) -> None:
 
 def stimuli(folder: Path) -> None:
     save_stimuli(make_stimuli(concepts(), count=5).stimuli, folder / "texts.jsonl.gz", overwrite=True)
+
+
+def unseen(folder: Path) -> None:
+    """What ``daco-rt stimuli --held-out`` writes."""
+    parser = argparse.ArgumentParser()
+    stimuli_command.add_arguments(parser)
+    table, texts, held_out = (
+        folder.parent / "world" / "t.jsonl",
+        folder / "texts.jsonl.gz",
+        folder / "h.jsonl.gz",
+    )
+    arguments = parser.parse_args(
+        [str(table), "--output", str(texts), "--held-out", str(held_out), "--force"]
+    )
+    # Standard output is how the parent is told of the end.
+    with contextlib.redirect_stdout(io.StringIO()):
+        stimuli_command.run(arguments)
 
 
 def labels(folder: Path) -> None:
@@ -125,6 +155,22 @@ def dictionary(folder: Path) -> None:
         open_means(folder.parent / "world" / "means"), folder / "d", overwrite=True, progress=False
     )
     without_heard(made, [Heard(1, 0.5, 1, "a")], folder / "d", overwrite=True)
+
+
+def diagnostics(folder: Path) -> None:
+    made = load_dictionary(folder.parent / "world" / "dictionary")
+    save_report(diagnose(made, progress=False), folder / "figures" / "diagnostics.json")
+
+
+def scenes(folder: Path) -> None:
+    for name, write in (
+        ("test", partial(write_scenes, count=6)),
+        ("pairs", partial(write_pairs, count=1)),
+        ("mm", partial(write_scene_mm_safetybench, questions=1)),
+        ("jbv", partial(write_scene_jailbreakv, questions=1)),
+    ):
+        if not (folder / name).exists():
+            write(folder / name)
 
 
 def older_dictionary(folder: Path) -> None:
@@ -191,6 +237,7 @@ def build(folder: Path) -> None:
 
 def prepare(folder: Path) -> None:
     """What the writers read, in ``folder``."""
+    save_table(concepts(), folder / "t.jsonl")
     embeddings(folder)
     means(folder)
     sae_samples.store(folder / "store", dtype="fp32")
@@ -211,6 +258,32 @@ def die(folder: Path, writer: str, fatal: str, note: str = "") -> None:
         met.append(kind)
         if len(met) == int(fatal):
             os.kill(os.getpid(), signal.SIGKILL)
+
+    watch(moment)
+    globals()[writer](folder)
+    if note:
+        Path(note).write_text("\n".join(met))
+
+
+def fill(folder: Path, writer: str, first: str, note: str) -> None:
+    """Run a writer on a disk that is full from its moment ``first`` on; write its error to ``note``."""
+    met = 0
+
+    def moment(kind: str) -> None:
+        nonlocal met
+        met += 1
+        if met >= int(first) and kind in REFUSED:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    watch(moment)
+    try:
+        globals()[writer](folder)
+    except ArtifactError as error:
+        Path(note).write_text(str(error))
+
+
+def watch(moment: Callable[[str], None]) -> None:
+    """Have ``moment`` called with the kind of every moment of writing in this process."""
 
     def around(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -247,9 +320,6 @@ def die(folder: Path, writer: str, fatal: str, note: str = "") -> None:
     os.fsync, os.replace = around("fsync", os.fsync), around("rename", os.replace)  # type: ignore[assignment]
     _files._renameat2 = around("rename", _files._renameat2)
     _files.shutil.rmtree = around("removal", _files.shutil.rmtree)  # type: ignore[assignment]
-    globals()[writer](folder)
-    if note:
-        Path(note).write_text("\n".join(met))
 
 
-__all__ = ["die", "prepare", "tree"]
+__all__ = ["REFUSED", "die", "fill", "prepare", "tree"]

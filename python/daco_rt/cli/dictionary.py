@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,14 +82,12 @@ def run(arguments: argparse.Namespace) -> int:
     report = None
     figures: tuple[Path, ...] = ()
     if arguments.figures:
-        from daco_rt._files import atomic_file
         from daco_rt.dictionary.figures import write_figures
-        from daco_rt.dictionary.report import diagnose
+        from daco_rt.dictionary.report import diagnose, save_report
 
         report = diagnose(dictionary, means, block=arguments.block, identification=identification)
         figures = write_figures(report, arguments.figures, kind=arguments.format)
-        with atomic_file(arguments.figures / "diagnostics.json") as file:
-            file.write((json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+        save_report(report, arguments.figures / "diagnostics.json")
     summary = _summary(dictionary, identification, report, figures)
     if arguments.json:
         print_json(summary)

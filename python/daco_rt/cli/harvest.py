@@ -14,7 +14,7 @@ from daco_rt.console import add_json, print_json, print_table
 if TYPE_CHECKING:
     from daco_rt.dictionary.means import ConceptMeans
 
-POSITIONS = ("word", "word-mean", "before-word", "last", "image", "all")
+POSITIONS = ("word", "word-mean", "before-word", "last", "last-prompt", "image", "all")
 
 EPILOG = """\
 examples:
@@ -40,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR|ID|NAME", help="the model that reads")
     parser.add_argument("--blocks", required=True, metavar="LIST", help="15-19 or 3,5")
     parser.add_argument(
-        "--position", choices=POSITIONS, default="word", help="where a stimulus is read (default word)"
+        "--position",
+        choices=POSITIONS,
+        default="word",
+        help="where a stimulus is read: its word, the token before it, the last token, the prompt's last "
+        "token before the answer, the picture, or everywhere (default word)",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the means")
     parser.add_argument(

@@ -20,6 +20,7 @@ from urllib import error as url_error
 from urllib import request as url_request
 from urllib.parse import urlsplit
 
+from daco_rt._files import append_file
 from daco_rt.errors import ArtifactError, DacoError
 
 KEY_VARIABLES = ("DACO_RT_API_KEY", "OPENAI_API_KEY")
@@ -236,16 +237,23 @@ class LineCache:
         """Keep entries by key and write them at once; keys that are known stay as they are.
 
         ``more`` maps a field's name to values by key that are written for people and not read back.
+
+        Raises
+        ------
+        ArtifactError
+            If the device refuses the lines; none of them stays.
         """
         with self._lock:
             fresh = {key: entry for key, entry in entries.items() if key not in self.known}
             if not fresh:
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as file:
-                for key, entry in fresh.items():
-                    notes = {name: values[key] for name, values in more.items()}
-                    file.write(json.dumps({"key": key, **notes, **entry}, ensure_ascii=False) + "\n")
+            rows = [
+                {"key": key, **{name: values[key] for name, values in more.items()}, **entry}
+                for key, entry in fresh.items()
+            ]
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            append_file(self.path, lines.encode())
             self.known |= fresh
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from daco_rt.concepts.texts import FORMATS
 from daco_rt.corpus import open_reference
 from daco_rt.dictionary.items import HarvestItem
 from daco_rt.dictionary.positions import Tokens, find_positions
@@ -22,6 +23,8 @@ PROMPT = "What is in this picture?"
 _WINDOW = 16
 # So many unreadable pictures and no readable one: the folder is not there, rather than the files damaged.
 _HOPELESS = 8
+# What ends a prompt and opens its answer, in every format of daco-rt stimuli.
+_OPENINGS = tuple(markers.end + markers.assistant for markers in FORMATS.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +124,13 @@ class Encoder:
             usable, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
             cut = len(ids) > self.max_tokens
-            tokens = Tokens(ids[: self.max_tokens], offsets[: self.max_tokens], _span(item, 0), cut=cut)
+            tokens = Tokens(
+                ids[: self.max_tokens],
+                offsets[: self.max_tokens],
+                _span(item, 0),
+                cut=cut,
+                answer=_answer(item.text),
+            )
             found.append(self._stimulus(place, item, tokens, losses))
         return found
 
@@ -196,7 +205,8 @@ class Encoder:
                 "alone; pictures are not supported with this tokenizer"
             )
         offsets = [(0, 0)] * (len(ids) - len(last)) + spans
-        tokens = Tokens(ids, offsets, _span(item, len(tail) - len(item.text)), made.image_mask)
+        answer = len(tail) - len(item.text)
+        tokens = Tokens(ids, offsets, _span(item, answer), made.image_mask, answer=answer)
         assert made.pixel_values is not None
         return tokens, {"pixel_values": torch.from_numpy(made.pixel_values)}
 
@@ -211,3 +221,9 @@ class Encoder:
 
 def _span(item: HarvestItem, shift: int) -> tuple[int, int] | None:
     return None if item.start is None or item.end is None else (item.start + shift, item.end + shift)
+
+
+def _answer(text: str) -> int | None:
+    """The character at which the answer begins; None where no turn stands before it."""
+    ends = (text.rfind(opening) + len(opening) for opening in _OPENINGS if opening in text)
+    return max(ends, default=None)

@@ -5,6 +5,7 @@
 ``word-mean``             all tokens of the word
 ``before-word``           the token before the word: where a model that writes is about to say it
 ``last``                  the last token
+``last-prompt``           the last token before the answer: its output predicts the answer's first token
 ``image``                 all tokens of the picture
 ``all``                   every token
 ========================  ==================================================================
@@ -29,7 +30,8 @@ class Tokens:
 
     ``ids`` [S], ``offsets[i]`` the characters of the text that token i stands for ((0, 0) where it stands for
     none), ``span`` the characters of the word or None, ``image`` [S] true at the picture's tokens or None,
-    ``cut`` whether the text was longer.
+    ``cut`` whether the text was longer, ``answer`` the character at which the answer to a prompt begins (the
+    text's end where it is left to the model) or None.
     """
 
     ids: Sequence[int]
@@ -37,6 +39,7 @@ class Tokens:
     span: tuple[int, int] | None
     image: np.ndarray | None = None
     cut: bool = False
+    answer: int | None = None
 
 
 def _word(tokens: Tokens) -> list[int]:
@@ -50,11 +53,24 @@ def _image(tokens: Tokens) -> list[int]:
     return [] if tokens.image is None else np.flatnonzero(tokens.image).tolist()
 
 
+def _last(tokens: Tokens) -> list[int]:
+    return [len(tokens.ids) - 1] if tokens.ids and not tokens.cut else []
+
+
+def _last_prompt(tokens: Tokens) -> list[int]:
+    if tokens.answer is None:
+        return []
+    # A token over the border belongs to the answer: the model has to write it.
+    answer = (i - 1 for i, (_, end) in enumerate(tokens.offsets) if end > tokens.answer)
+    return [before] if (before := next(answer, None)) is not None else _last(tokens)
+
+
 RULES: dict[str, Callable[[Tokens], list[int]]] = {
     "word": lambda tokens: _word(tokens)[-1:],
     "word-mean": _word,
     "before-word": lambda tokens: [i - 1 for i in _word(tokens)[:1]],
-    "last": lambda tokens: [len(tokens.ids) - 1] if tokens.ids and not tokens.cut else [],
+    "last": _last,
+    "last-prompt": _last_prompt,
     "image": _image,
     "all": lambda tokens: list(range(len(tokens.ids))),
 }
@@ -93,4 +109,6 @@ def find_positions(name: str, tokens: Tokens) -> tuple[list[int], str | None]:
         return [], "without the word"
     if name == "image":
         return [], "without a picture"
+    if name == "last-prompt" and tokens.answer is None:
+        return [], "without a prompt and its answer"
     return [], "cut off before the position" if tokens.cut else "no token there"

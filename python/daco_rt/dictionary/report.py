@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daco_rt._files import atomic_file
 from daco_rt.artifacts import ConceptDictionary
 from daco_rt.dictionary.diagnostics import (
     coherence,
@@ -98,6 +101,26 @@ def diagnose(
         "neighbours": {name: neighbour_rows(dictionary, block, name, 5) for name in names if name in known},
         "identification": None if identification is None else identification.to_dict(),
     }
+
+
+def save_report(report: Mapping[str, Any], path: str | Path) -> Path:
+    """Write what ``diagnose`` returned as JSON; an old file is replaced.
+
+    Raises
+    ------
+    ArtifactError
+        If the device refuses the file; the old one is intact.
+
+    Example
+    -------
+    >>> save_report(report, "figures/diagnostics.json")
+    PosixPath('figures/diagnostics.json')
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write((json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    return path
 
 
 def neighbour_rows(dictionary: ConceptDictionary, block: int, name: str, count: int) -> list[dict[str, Any]]:

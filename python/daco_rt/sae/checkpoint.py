@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from daco_rt._files import atomic_file
+from daco_rt._files import append_file, atomic_file
 from daco_rt.artifacts import from_array, read_header, write_safetensors
 from daco_rt.errors import ArtifactError
 
@@ -130,8 +130,7 @@ class RunFolder:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line of metrics."""
-        with open(self.path / METRICS, "ab") as file:
-            file.write((json.dumps(row) + "\n").encode())
+        append_file(self.path / METRICS, (json.dumps(row) + "\n").encode())
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
