@@ -2,7 +2,7 @@
 
     bash scripts/fetch_pictures.sh                                  # once, 430 MB
     python scripts/fetch_embedder.py                                # once, 84 MB
-    python scripts/train_smol_vision.py --work runs/smol-vision     # about an hour on two cores
+    python scripts/train_smol_vision.py --work runs/smol-vision     # an hour and a half on one core
     python scripts/train_smol_vision.py --work runs/smol-vision     # again: goes on where it was stopped
 
 The language model is never changed. Two stages, each with a learning rate that warms up and falls to nothing:
