@@ -66,7 +66,7 @@ scenes: $(SCENES)/done ## the pictures and SAEs of configs/evaluate-scenes*.yaml
 $(SCENES)/done: $(STAMPS)/install
 	rm -rf $(SCENES)
 	$(BIN)/daco-rt scenes --described-by scenes-internvl --output $(SCENES)/test
-	$(BIN)/daco-rt scenes --seed 7 --count 700 --described-by scenes-internvl --output $(SCENES)/fresh
+	$(BIN)/daco-rt scenes --seed 7 --count 500 --described-by scenes-internvl --output $(SCENES)/fresh
 	$(BIN)/daco-rt scenes --form mm-safetybench --count 30 --output $(SCENES)/mm-safetybench
 	$(BIN)/daco-rt scenes --form jailbreakv --count 60 --output $(SCENES)/jailbreakv
 	$(BIN)/python scripts/build_scenes_concepts.py --output $(SCENES)/dictionary --rows $(SCENES)/rows
