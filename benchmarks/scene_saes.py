@@ -9,7 +9,7 @@
 Between the mean of the stream before a name and its mean over all tokens lies the direction "a name is next".
 The dictionary's directions do not hold it. For each SAE, on rows of new scenes before unsafe names: how often
 the concept's own latent fires, what share of the concept's direction the edited latents hold, and what share
-of "a name is next" they take out besides. Then the answers to new unsafe pictures: under the SAE as it is,
+of "a name is next" they take out besides. Then the answers to new pictures: under the SAE as it is,
 and under the same codes with that one direction projected out of the decoder. OMP with four atoms is the
 first row. No times; a few minutes on a core.
 """
@@ -39,7 +39,7 @@ from daco_rt.evaluate.torch_subject import TorchSubject
 from daco_rt.models import resolve_checkpoint
 from daco_rt.ops import numpy as ops
 from daco_rt.sae.annotate import label_latents
-from daco_rt.scenes import write_scenes
+from daco_rt.scenes.files import write_scenes
 from daco_rt.steering import PolicySpec, compile_pursuit_pack, compile_sae_pack
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -56,9 +56,10 @@ def main() -> None:
     parser.add_argument(
         "--count", type=int, default=200, help="unsafe pictures to answer about (default 200)"
     )
-    parser.add_argument("--read", type=int, default=500, help="scenes whose rows are read (default 500)")
+    parser.add_argument("--read", type=int, default=250, help="scenes whose rows are read (default 250)")
     parser.add_argument("--seed", type=int, default=777, help="of all scenes")
-    parser.add_argument("--gain", type=float, default=-1.0)
+    parser.add_argument("--gain", type=float, default=-1.0, help="of unsafe codes (default -1)")
+    parser.add_argument("--gamma", type=float, default=0.3, help='also with this shift towards "a thing"')
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/scene_saes.json"))
     arguments = parser.parse_args()
     dictionary = load_dictionary(dictionary_for(MODEL))
@@ -66,7 +67,8 @@ def main() -> None:
     stream = np.concatenate([rows[BLOCK] for rows, _ in found])
     about = np.concatenate([names for _, names in found])
     answers = Answers(dictionary, arguments)
-    rows = [answers.of("OMP", None)]
+    rows = [answers.of("none", None, "off")]
+    rows += [answers.of("OMP", None), answers.of("OMP", None, "shifted")]
     for path in arguments.saes:
         sae = load_sae(path)
         labels = label_latents(sae, dictionary, eta=ETA, rule="nearest")
@@ -77,6 +79,7 @@ def main() -> None:
             | edited(sae, labels, dictionary, stream, about, common)
             | answers.of(name, (sae, labels))
         )
+        rows.append(answers.of(name, (sae, labels), "shifted"))
         along = common / np.linalg.norm(common)
         without = replace(
             sae, decoder=(sae.decoder - np.outer(sae.decoder @ along, along)).astype(np.float32)
@@ -88,7 +91,7 @@ def main() -> None:
         "benchmark": "scene_saes",
         "date": time.strftime("%Y-%m-%d"),
         "settings": {"count": arguments.count, "read": arguments.read, "seed": arguments.seed}
-        | {"gain": arguments.gain, "eta": ETA, "deadband": DEADBAND},
+        | {"gain": arguments.gain, "gamma": arguments.gamma, "eta": ETA, "deadband": DEADBAND},
         "rows": rows,
     }
     arguments.output.write_text(json.dumps(report, indent=1) + "\n")
@@ -146,39 +149,48 @@ def _observing(sae: Sae) -> dict[str, NDArray[Any]]:
 
 
 class Answers:
-    """What is said of new unsafe pictures under one method after the other."""
+    """What is said of new pictures under one method after the other."""
 
     def __init__(self, dictionary: ConceptDictionary, arguments: argparse.Namespace) -> None:
         self._dictionary = dictionary
         self._folder = tempfile.TemporaryDirectory()
         pictures = write_scenes(
-            Path(self._folder.name) / "scenes", count=arguments.count, unsafe=1.0, seed=arguments.seed
+            Path(self._folder.name) / "scenes", count=arguments.count, unsafe=2 / 3, seed=arguments.seed
         )
         self._samples = load_benchmark("scenes", pictures).samples
         self._asks = [Ask(sample.prompt, sample.image) for sample in self._samples]
         self._subject = TorchSubject("internvl", MODEL, batch_size=50)
-        self._spec = PolicySpec("p", positions="generated", gain=arguments.gain, deadband=DEADBAND)
+        self._specs = [
+            PolicySpec(name, "generated", gain=arguments.gain, gamma=gamma, deadband=DEADBAND)
+            for name, gamma in (("plain", 0.0), ("shifted", arguments.gamma))
+        ]
 
-    def of(self, name: str, sae: tuple[Sae, Sequence[Concept]] | None) -> dict[str, Any]:
+    def of(
+        self, name: str, sae: tuple[Sae, Sequence[Concept]] | None, policy: str = "plain"
+    ) -> dict[str, Any]:
         """Answer under an SAE with its labels, or under OMP, and count."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pack"
             if sae is None:
-                compile_pursuit_pack(self._dictionary, path, policies=[self._spec], blocks=[BLOCK], k=4)
+                compile_pursuit_pack(self._dictionary, path, policies=self._specs, blocks=[BLOCK], k=4)
             else:
                 norms = self._dictionary.median_norm
                 compile_sae_pack(
-                    {BLOCK: sae[0]}, path, median_norm=norms, policies=[self._spec], concepts=sae[1]
+                    {BLOCK: sae[0]}, path, median_norm=norms, policies=self._specs, concepts=sae[1]
                 )
             self._subject.use(path)
-            told = self._subject.answer(self._asks, policy="p", max_new_tokens=24)
+            told = self._subject.answer(self._asks, policy=policy, max_new_tokens=24)
         judge = make_judge("scenes", {})
         verdicts = judge.judge(self._samples, [answer.text for answer in told])
         means = {}
-        for score in ("mention", "recall", "well-formed"):
-            values = [v.scores[score] for v in verdicts if v.scores.get(score) is not None]
+        for score in ("mention", "recall", "well-formed", "neutral", "exact"):
+            values = [
+                v.scores[score]
+                for s, v in zip(self._samples, verdicts, strict=True)
+                if v.scores.get(score) is not None and (s.harmful or score == "exact")
+            ]
             means[score] = _round(np.mean(np.array(values, float)))
-        return {"method": name} | means
+        return {"method": name, "policy": policy} | means
 
 
 def _round(value: Any) -> float:
