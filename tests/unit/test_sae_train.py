@@ -93,7 +93,7 @@ def test_held_rows_stay_at_their_atoms_while_the_others_learn(world: Path, tmp_p
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
     assert np.allclose(held.decoder[:ATOMS], atoms, atol=1e-5)
     assert not np.allclose(free.decoder[:ATOMS], atoms, atol=1e-2)
-    start = initial_directions(atoms, atoms.shape[1], SaeTraining(latents=ATOMS + 6)).numpy()
+    start = initial_directions(atoms, atoms.shape[1], quick(latents=ATOMS + 6)).numpy()
     assert not np.allclose(held.decoder[ATOMS:], start[ATOMS:], atol=1e-2)
     assert recipe(held.path)["evaluation"]["explained_variance"] > 0.5
 

@@ -106,7 +106,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def project_gradient(self) -> None:
-        """Take out of the decoder's gradient what would only change the rows' lengths, and all of held rows."""
+        """Take out of the decoder's gradient what would only change rows' lengths, and all of held rows."""
         gradient = self.decoder.grad
         if gradient is not None:
             gradient.sub_((gradient * self.decoder).sum(dim=1, keepdim=True) * self.decoder)
