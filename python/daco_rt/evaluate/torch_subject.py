@@ -176,7 +176,8 @@ class _Passes:
             self._extra["pixel_values"] = stacked.to(subject.device, subject.model.dtype)
         self._cache: Any = None
         unedited = all(row.policy.slot == 0 or row.policy.positions == "generated" for row in rows)
-        if unedited and width > 1:
+        # The model takes pictures and all of their tokens in one pass.
+        if unedited and width > 1 and not any(row.prompt.image_mask[-1] for row in rows):
             self._read_prompts()
 
     @torch.no_grad()

@@ -126,4 +126,8 @@ class SaeTraining:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self)
+        values = asdict(self)
+        # Left out where it is not used, so that trainings from before it existed can be resumed.
+        if not self.hold:
+            del values["hold"]
+        return values
