@@ -184,7 +184,9 @@ class _Passes:
     def _read_prompts(self) -> None:
         """Read all but the last token of the prompts, or take what was held of them."""
         held = self._subject.held
-        parts = [self.first, self._mask, *([] if self._pixels is None else [self._pixels])]
+        parts: list[NDArray[Any]] = [self.first, self._mask]
+        if self._pixels is not None:
+            parts.append(self._pixels)
         key = hashlib.sha256(b"".join(bytes(str(a.shape), "ascii") + a.tobytes() for a in parts)).digest()
         if key in held:
             self._cache, self._extra, self.real = held[key], {}, self._mask[:, :-1]
