@@ -61,20 +61,22 @@ pack: $(STAMPS)/install ## build CONFIG: concepts, texts, dictionary and pack, u
 
 SCENES := builds/scenes
 
-scenes: $(SCENES)/done ## the pictures and SAEs of configs/evaluate-scenes.yaml, in builds/scenes
+scenes: $(SCENES)/done ## the pictures and SAEs of configs/evaluate-scenes*.yaml, in builds/scenes
 
 $(SCENES)/done: $(STAMPS)/install
 	rm -rf $(SCENES)
 	$(BIN)/daco-rt scenes --described-by scenes-internvl --output $(SCENES)/test
+	$(BIN)/daco-rt scenes --seed 7 --count 500 --described-by scenes-internvl --output $(SCENES)/fresh
 	$(BIN)/daco-rt scenes --form mm-safetybench --count 30 --output $(SCENES)/mm-safetybench
 	$(BIN)/daco-rt scenes --form jailbreakv --count 60 --output $(SCENES)/jailbreakv
 	$(BIN)/python scripts/build_scenes_concepts.py --output $(SCENES)/dictionary --rows $(SCENES)/rows
-	for init in dictionary random; do \
-	  $(BIN)/daco-rt sae --store $(SCENES)/rows --blocks 3 --dictionary $(SCENES)/dictionary --init $$init \
-	    --latents 404 --k 8 --steps 3000 --batch 512 --output $(SCENES)/trained/$$init && \
-	  $(BIN)/daco-rt annotate $(SCENES)/trained/$$init/block-003 --dictionary $(SCENES)/dictionary \
-	    --rule nearest --eta 0.3 --output $(SCENES)/saes/$$init || exit 1; \
-	done
+	for seed in 0 1 2; do for init in dictionary random; do \
+	  hold=$$([ $$init = random ] || echo --hold); \
+	  $(BIN)/daco-rt sae --store $(SCENES)/rows --blocks 3 --dictionary $(SCENES)/dictionary --init $$init $$hold \
+	    --latents 202 --k 4 --steps 500 --batch 256 --seed $$seed --output $(SCENES)/trained/$$init-$$seed && \
+	  $(BIN)/daco-rt annotate $(SCENES)/trained/$$init-$$seed/block-003 --dictionary $(SCENES)/dictionary \
+	    --rule nearest --eta 0.5 --output $(SCENES)/saes/$$init-$$seed || exit 1; \
+	done; done
 	@touch $@
 
 test: $(STAMPS)/install ## every test that needs no GPU

@@ -2,12 +2,18 @@
 
     python scripts/build_scenes_concepts.py --output python/daco_rt/data/scenes-concepts
     python scripts/build_scenes_concepts.py --output dictionary --rows activations
+    python scripts/build_scenes_concepts.py --output dictionary --rows activations --every-token
 
 The model reads true descriptions of scenes that training might have shown. At the token before a thing's
 name, where it is about to say it, the stream is averaged by thing: that is the concept's direction, less the
 mean of all. The 101st concept is "thing", read where the system prompt makes the model call something so; it
 is the one desirable concept. The stream's mean over all such places is what steering centres on, the norms
 are those of the answers' tokens. A minute on two cores.
+
+The rows are those of the same places, unless --every-token asks for all of the answers. Between the mean
+before a name and the mean of all tokens lies a long direction, "a name is next", which the dictionary's
+directions do not hold. An SAE trained on all tokens has to code it, does so with the concepts' latents, and
+takes it out with them when it steers.
 """
 
 from __future__ import annotations
@@ -43,7 +49,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, type=Path, help="folder of the dictionary")
-    parser.add_argument("--rows", type=Path, metavar="DIR", help="also fill this store, for daco-rt sae")
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        metavar="DIR",
+        help="also fill this store with the stream before names, for daco-rt sae",
+    )
+    parser.add_argument("--every-token", action="store_true", help="fill it with the stream at every token")
     parser.add_argument("--checkpoint", default="scenes-internvl", help="model to read")
     parser.add_argument("--scenes", type=int, default=4000, metavar="N", help="scenes to read (default 4000)")
     parser.add_argument("--seed", type=int, default=5)
@@ -172,10 +184,11 @@ def build(reader: Reader, identity: Any, arguments: argparse.Namespace) -> None:
     )
     for shard in store.missing:
         members = parts[shard]
-        tokens = [np.arange(1, found[i][0].shape[1] + 1) for i in members]
-        rows = np.concatenate([found[i][0] for i in members], axis=1)
+        tokens = [np.flatnonzero((found[i][1] >= 0) | arguments.every_token) for i in members]
+        rows = np.concatenate([found[i][0][:, at] for i, at in zip(members, tokens, strict=True)], axis=1)
         texts = np.concatenate([np.full(len(t), i) for i, t in zip(members, tokens, strict=True)])
-        store.add(shard, dict(enumerate(rows)), text=texts, token=np.concatenate(tokens))
+        # Counted from 1: a store has no rows of the first token.
+        store.add(shard, dict(enumerate(rows)), text=texts, token=np.concatenate(tokens) + 1)
     print(f"wrote {arguments.rows}: {store.rows(BLOCKS[0])} rows a block")
 
 

@@ -86,6 +86,18 @@ def test_dictionary_start_beats_random_and_keeps_its_atoms(world: Path, tmp_path
     assert "cosine_to_own_atom" not in control and control["dictionary"] is None
 
 
+def test_held_rows_stay_at_their_atoms_while_the_others_learn(world: Path, tmp_path: Path):
+    free = train(world, tmp_path / "free", latents=ATOMS + 6)
+    held = train(world, tmp_path / "held", latents=ATOMS + 6, hold=True, weight_decay=0.01)
+    atoms = load_dictionary(world / "dictionary").atoms(BLOCK).astype(np.float32)
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    assert np.allclose(held.decoder[:ATOMS], atoms, atol=1e-5)
+    assert not np.allclose(free.decoder[:ATOMS], atoms, atol=1e-2)
+    start = initial_directions(atoms, atoms.shape[1], quick(latents=ATOMS + 6)).numpy()
+    assert not np.allclose(held.decoder[ATOMS:], start[ATOMS:], atol=1e-2)
+    assert recipe(held.path)["evaluation"]["explained_variance"] > 0.5
+
+
 def test_every_hyper_parameter_is_in_the_artifact(world: Path, tmp_path: Path):
     found = recipe(train(world, tmp_path / "sae", weight_decay=0.01).path)
     assert found["training"] == quick(weight_decay=0.01).to_dict()
@@ -332,6 +344,7 @@ def test_tensorboard_gets_the_metrics(world: Path, tmp_path: Path):
         ({"lr": float("nan")}, "lr must be a number"),
         ({"warmup": 0.6, "decay": 0.5}, "overlap"),
         ({"beta2": 1.0}, "beta2 must be from 0 to below 1"),
+        ({"hold": True, "init": "random"}, "needs init 'dictionary'"),
     ],
 )
 def test_settings_out_of_range(change: dict[str, Any], message: str):

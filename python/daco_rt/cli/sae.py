@@ -70,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="concept dictionary to start from (default: the shipped one of a built-in checkpoint)",
     )
     training.add_argument("--init", choices=("dictionary", "random"), default="dictionary")
+    training.add_argument(
+        "--hold", action="store_true", help="keep decoder rows that start at the dictionary's atoms there"
+    )
     training.add_argument("--sparsity", choices=("topk", "l1"), default="topk")
     for name, (kind, default) in _number_options().items():
         shown = "" if default is None else f" (default {default})"
@@ -115,7 +118,7 @@ def _number_options() -> dict[str, tuple[type, Any]]:
 def _settings(arguments: argparse.Namespace) -> SaeTraining:
     from daco_rt.sae.settings import SaeTraining
 
-    given = {name: getattr(arguments, name) for name in (*_OPTIONS, "init", "sparsity", "precision")}
+    given = {name: getattr(arguments, name) for name in (*_OPTIONS, "init", "hold", "sparsity", "precision")}
     return SaeTraining(**{name: value for name, value in given.items() if value is not None})
 
 

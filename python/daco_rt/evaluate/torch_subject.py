@@ -2,11 +2,16 @@
 
 The loop is ours and not ``generate``: tokens are chosen by the runtime's own sampler, so that a seed gives
 the same draws here and in a bundle, and every pass is reported token by token.
+
+A policy for generated tokens edits the last token of a prompt and what follows. All before it is the same
+under every such policy, so it is read once and held: a sweep over strengths asks the same prompts again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +33,9 @@ from daco_rt.runtime.sampling import choose
 from daco_rt.runtime.telemetry import AnswerTelemetry, BlockRows, ConceptBook
 from daco_rt.runtime.text import IncrementalText, StopStrings
 from daco_rt.steering import steer
+
+PROMPTS_HELD = 2**29
+"""Most bytes of keys and values that are held of prompts read before."""
 
 
 class TorchSubject(Subject):
@@ -78,6 +86,8 @@ class TorchSubject(Subject):
         self.processor = Processor(found.path)
         self.batch_size, self.device = batch_size, device
         self.max_length = self.model.config.get_text_config().max_position_embeddings
+        self.held: dict[bytes, Any] = {}
+        """Digest of a batch of prompts → the cache after all but their last tokens, unsteered."""
         self.use(pack)
 
     def use(self, pack: str | Path | Pack | None) -> None:
@@ -107,9 +117,9 @@ class TorchSubject(Subject):
     ) -> Iterator[NDArray[np.float32]]:
         rows = [_Row(self, request) for request in requests]
         tokens = right_filled(token_ids)
+        passes = _Passes(self, rows)
         with torch.no_grad(), self._steered([row.policy for row in rows], telemetry=False):
-            passes = _Passes(self, rows)
-            yield passes.run(passes.prompts)
+            yield passes.run(passes.first)
             fed = tokens[:, :-1]
             for start in range(0, fed.shape[1], width):
                 part = fed[:, start : start + width]
@@ -117,9 +127,9 @@ class TorchSubject(Subject):
 
     def _run(self, requests: Sequence[GenerateRequest]) -> list[_Row]:
         rows = [_Row(self, request) for request in requests]
+        passes = _Passes(self, rows)
         with torch.no_grad(), self._steered([row.policy for row in rows], telemetry=True) as steering:
-            passes = _Passes(self, rows)
-            ids = passes.prompts
+            ids = passes.first
             while True:
                 logits = passes.run(ids)[:, -1]
                 passed = _reports(steering)
@@ -142,29 +152,58 @@ class TorchSubject(Subject):
 
 
 class _Passes:
-    """Forward passes over a batch of prompts, padded on the left, and over what follows them."""
+    """Forward passes over a batch of prompts, padded on the left, and over what follows them.
+
+    Make it before steering begins: what of the prompts no policy edits is read then.
+    """
 
     def __init__(self, subject: TorchSubject, rows: Sequence[_Row]) -> None:
         width = max(row.prompt.length for row in rows)
         self._subject = subject
-        self.prompts = np.zeros((len(rows), width), np.int64)
-        """Token ids of the first pass, [B, S]."""
+        self.first = np.zeros((len(rows), width), np.int64)
+        """Token ids of the first pass under steering, [B, S]."""
         self.real = np.zeros((len(rows), 0), np.int64)
         """1 where a token stands and 0 on padding, over all passes so far, [B, S]."""
         self._mask = np.zeros((len(rows), width), np.int64)
         for i, row in enumerate(rows):
-            self.prompts[i, width - row.prompt.length :] = row.prompt.input_ids
+            self.first[i, width - row.prompt.length :] = row.prompt.input_ids
             self._mask[i, width - row.prompt.length :] = 1
         pixels = [row.prompt.pixel_values for row in rows if row.prompt.pixel_values is not None]
+        self._pixels = np.concatenate(pixels) if pixels else None
         self._extra: dict[str, Any] = {}
-        if pixels:
-            stacked = torch.from_numpy(np.concatenate(pixels))
+        if self._pixels is not None:
+            stacked = torch.from_numpy(self._pixels)
             self._extra["pixel_values"] = stacked.to(subject.device, subject.model.dtype)
         self._cache: Any = None
+        unedited = all(row.policy.slot == 0 or row.policy.positions == "generated" for row in rows)
+        # The model takes pictures and all of their tokens in one pass.
+        if unedited and width > 1 and not any(row.prompt.image_mask[-1] for row in rows):
+            self._read_prompts()
+
+    @torch.no_grad()
+    def _read_prompts(self) -> None:
+        """Read all but the last token of the prompts, or take what was held of them."""
+        held = self._subject.held
+        parts: list[NDArray[Any]] = [self.first, self._mask]
+        if self._pixels is not None:
+            parts.append(self._pixels)
+        key = hashlib.sha256(b"".join(bytes(str(a.shape), "ascii") + a.tobytes() for a in parts)).digest()
+        if key in held:
+            self._cache, self._extra, self.real = held[key], {}, self._mask[:, :-1]
+        else:
+            self.run(self.first[:, :-1])
+            sizes = [_bytes(cache) for cache in (self._cache, *held.values())]
+            if sum(sizes) <= PROMPTS_HELD:
+                held[key] = self._cache
+        self.first = self.first[:, -1:]
+        if key in held:  # later passes write into the cache
+            self._cache = copy.deepcopy(self._cache)
 
     def run(self, ids: NDArray[np.int64], *, keep: int = 1) -> NDArray[np.float32]:
         """Run tokens [B, S], the prompts first, and return the logits [B, keep, V] after the last of them."""
-        new = self._mask if self._cache is None else np.ones(ids.shape, np.int64)
+        new = self._mask[:, self.real.shape[1] :][:, : ids.shape[1]]
+        if not new.shape[1]:
+            new = np.ones(ids.shape, np.int64)
         self.real = np.concatenate([self.real, new], axis=1)
         positions = np.maximum(self.real.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
         subject = self._subject
@@ -241,10 +280,10 @@ class _Row:
         """Keep what the blocks reported for this row's covered tokens of one pass."""
         if self.telemetry is None or not reported:
             return
-        past = self.prompt.length + len(self.tokens) - 1 if self.tokens else 0
         here = real[-len(ids) :].astype(bool)
+        past = int(real.sum() - here.sum())
         image = np.zeros(len(ids), bool)
-        if not self.tokens:
+        if not past:
             image[len(ids) - self.prompt.length :] = self.prompt.image_mask
         slots = token_slots(
             [self.policy.slot],
@@ -258,6 +297,11 @@ class _Row:
         if covered.size:
             first = past - (len(ids) - int(here.sum()))
             self.telemetry.record(covered, first, ids, reported)
+
+
+def _bytes(cache: Any) -> int:
+    """What the keys and values of a cache take."""
+    return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
 
 def _reports(steering: Any) -> dict[int, BlockRows]:

@@ -37,7 +37,9 @@ class Autoencoder(nn.Module):
     torch.Size([4, 320])
     """
 
-    def __init__(self, directions: Tensor, centre: Tensor, scale: float, training: SaeTraining) -> None:
+    def __init__(
+        self, directions: Tensor, centre: Tensor, scale: float, training: SaeTraining, *, held: int = 0
+    ) -> None:
         super().__init__()
         self.decoder = nn.Parameter(directions / directions.norm(dim=1, keepdim=True))
         self.encoder = nn.Parameter(self.decoder.detach().clone())
@@ -45,6 +47,8 @@ class Autoencoder(nn.Module):
         self.decoder_bias = nn.Parameter(centre * scale)
         self.scale = scale
         self.settings = training
+        self.held = held
+        """The first rows of the decoder that are not trained."""
 
     def inputs(self, rows: Tensor) -> Tensor:
         """Return rows of the residual stream in the units of the training."""
@@ -102,10 +106,11 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def project_gradient(self) -> None:
-        """Take out of the decoder's gradient what would only change the rows' lengths."""
+        """Take out of the decoder's gradient what would only change rows' lengths, and all of held rows."""
         gradient = self.decoder.grad
         if gradient is not None:
             gradient.sub_((gradient * self.decoder).sum(dim=1, keepdim=True) * self.decoder)
+            gradient[: self.held] = 0
 
     @torch.no_grad()
     def normalise(self) -> None:

@@ -20,6 +20,8 @@ class SaeTraining:
     l1 : price of the sum of a row's codes as a fraction of the row's mean norm, against the fraction of
         variance that is left unexplained, with "l1".
     init : "dictionary" starts decoder rows at the concepts' atoms, "random" at random directions.
+    hold : with init "dictionary", keep the decoder rows that start at atoms where they are; the encoder, the
+        biases and the other rows are trained. A latent then writes its concept's direction and nothing else.
     latents : how many; by default as many as the dictionary has concepts. Those beyond it start at random.
     rescale : scale the encoder after initialisation so that it explains the most of the first rows. Without
         it coherent atoms over-count: each of them codes what they share.
@@ -52,6 +54,7 @@ class SaeTraining:
     k: int = 32
     l1: float = 0.1
     init: Literal["dictionary", "random"] = "dictionary"
+    hold: bool = False
     latents: int | None = None
     rescale: bool = True
     steps: int = 5000
@@ -82,6 +85,8 @@ class SaeTraining:
         ):
             if getattr(self, name) not in choices:
                 raise DacoError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.hold and self.init != "dictionary":
+            raise DacoError("hold keeps decoder rows at the dictionary's atoms; it needs init 'dictionary'")
         for name in ("k", "steps", "batch", "buffer_rows", "eval_rows", "log_every", "checkpoint_every"):
             self._at_least(name, 1)
         for name in ("latents", "aux_k", "dead_after"):
@@ -121,4 +126,8 @@ class SaeTraining:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self)
+        values = asdict(self)
+        # Left out where it is not used, so that trainings from before it existed can be resumed.
+        if not self.hold:
+            del values["hold"]
+        return values

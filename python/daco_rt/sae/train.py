@@ -159,6 +159,8 @@ class _Trainer:
         self._held = held
         self._eval = self._sample(source, held or kept)
         directions = initial_directions(atoms, source.dim, training).to(device)
+        # Rows are given their length again after each step, so weight decay alone does not turn a held one.
+        hold = 0 if atoms is None or not training.hold else len(atoms)
         self.since = torch.zeros(len(directions), dtype=torch.long, device=device)
         if saved is None:
             first = self._sample(source, kept)
@@ -169,14 +171,14 @@ class _Trainer:
                 raise DacoError(
                     "all rows of the source are equal, or one is not finite; there is nothing to learn"
                 )
-            self.sae = Autoencoder(directions, centre, source.dim**0.5 / length, training)
+            self.sae = Autoencoder(directions, centre, source.dim**0.5 / length, training, held=hold)
             self.encoder_scale = 1.0
             if training.rescale:
                 with self._cast():
                     self.encoder_scale = self.sae.fit_encoder_scale(self.sae.inputs(first))
         else:
             centre = torch.zeros(source.dim, device=device)
-            self.sae = Autoencoder(directions, centre, saved.state["scale"], training)
+            self.sae = Autoencoder(directions, centre, saved.state["scale"], training, held=hold)
             self.encoder_scale = saved.state["encoder_scale"]
         self._named = dict(self.sae.named_parameters())
         self._optimizer = torch.optim.AdamW(
