@@ -43,7 +43,9 @@ from daco_rt.scenes.files import write_scenes
 from daco_rt.steering import PolicySpec, compile_pursuit_pack, compile_sae_pack
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parent))
 from build_scenes_concepts import Reader
+from harness import commit, machine, versions
 
 MODEL, BLOCK, ETA, DEADBAND = "scenes-internvl", 3, 0.5, 0.05
 
@@ -89,7 +91,10 @@ def main() -> None:
     print_table(keys, [{key: row.get(key, "") for key in keys} for row in rows], keys)
     report = {
         "benchmark": "scene_saes",
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "versions": versions(),
         "settings": {"count": arguments.count, "read": arguments.read, "seed": arguments.seed}
         | {"gain": arguments.gain, "gamma": arguments.gamma, "eta": ETA, "deadband": DEADBAND},
         "rows": rows,
