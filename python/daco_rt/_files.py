@@ -193,7 +193,7 @@ def append_file(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> HashingFile:
     """Write one JSON document in one step and return its size and hash; NaN and Inf are refused."""
     with atomic_file(path) as file:
-        file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+        file.write((json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return file
 
 

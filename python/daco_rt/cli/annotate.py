@@ -7,7 +7,6 @@ import json
 import shlex
 import subprocess
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +152,7 @@ def _sweep(
 
 
 def _scores(
-    command: str, sae: Sae, dictionary: ConceptDictionary, numbers: dict[str, float], folder: Path
+    command: str, sae: Sae, dictionary: ConceptDictionary, numbers: dict[str, Any], folder: Path
 ) -> tuple[Score, Score]:
     """Return two functions that share one run of the command for each point."""
     seen: dict[Any, dict[str, float]] = {}
@@ -174,7 +173,7 @@ def _pack(
     dictionary: ConceptDictionary,
     annotation: tuple[Concept, ...],
     gamma: float,
-    numbers: dict[str, float],
+    numbers: dict[str, Any],
     path: Path,
 ) -> str:
     from daco_rt.steering import PolicySpec, compile_sae_pack
@@ -182,12 +181,11 @@ def _pack(
     labels = {concept.label for concept in annotation}
     if "undesirable" not in labels and not (gamma and "desirable" in labels):
         return "off"
-    policy: Any = PolicySpec("default", gamma=gamma if "desirable" in labels else 0.0)
     compile_sae_pack(
         {sae.block: sae},
         path,
         median_norm={sae.block: dictionary.median_norm[sae.block]},
-        policies=[replace(policy, **numbers)],
+        policies=[PolicySpec("default", gamma=gamma if "desirable" in labels else 0.0, **numbers)],
         concepts=annotation,
         model=dictionary.model,
         overwrite=True,

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from daco_rt._files import atomic_file
+from daco_rt._files import write_json
 from daco_rt.errors import ArtifactError, DacoError
 from daco_rt.evaluate.metrics import Estimate
 from daco_rt.evaluate.protocol import Protocol, is_fixed
@@ -101,11 +101,7 @@ def choose(
     for budget in protocol.budgets:
         best: dict[str, Trial] = {}
         for trial in trials:
-            if (
-                methods[trial.method].controls is not None
-                or trial.method == "none"
-                or not trial.keeps(budget)
-            ):
+            if trial.method == "none" or not trial.keeps(budget):
                 continue
             there = best.get(trial.method)
             order = (sign * trial.criterion.value, trial.divergence.value)
@@ -194,9 +190,7 @@ def read_chosen(path: Path) -> dict[str, Any] | None:
 
 def write_chosen(path: Path, record: Mapping[str, Any]) -> None:
     """Write ``chosen.json``."""
-    with atomic_file(path) as file:
-        text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False)
-        file.write(f"{text}\n".encode())
+    write_json(path, plain(record))
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

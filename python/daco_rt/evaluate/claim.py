@@ -107,7 +107,7 @@ def _protocol(run: ProtocolRun, record: dict[str, Any] | None) -> Section:
     if fixed:
         text += f"Without a strength, hence without a choice: {', '.join(fixed)}. "
     if controls:
-        text += f"Controls take the strengths of their methods: {', '.join(controls)}. "
+        text += f"Controls take what was chosen for their methods, on the test part: {', '.join(controls)}. "
     if record is None:
         return Section("Protocol", text + "The test part has not been run: these are trials, no results.")
     text += (
@@ -270,7 +270,7 @@ def _fronts(run: ProtocolRun, numbers: Sequence[Numbers], chosen: Chosen) -> Sec
         "Fronts on the development part",
         "Every method over its strengths, which stand at the points. Dotted lines are the budgets, circles "
         "the chosen points. A method whose rate falls only where the divergence rises breaks the model "
-        "instead of steering it; the control shows how much of a fall is damage.",
+        "instead of steering it.",
     )
     for rate in rates:
         svg = draw_front(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from daco_rt._files import atomic_file
+from daco_rt._files import atomic_file, write_json
 from daco_rt.evaluate.claim import claim_sections, read_section
 from daco_rt.evaluate.comparisons import compare, repeated
 from daco_rt.evaluate.config import EvaluationConfig
@@ -140,15 +139,14 @@ def _write(output: Path, title: str, sections: Sequence[Section], record: dict[s
         for part in section.parts
         if isinstance(part, Figure)
     }
-    numbers = json.dumps(plain({"title": title, **record}), indent=1, ensure_ascii=False, allow_nan=False)
     texts = {
         output / "report.md": markdown(title, sections),
         output / "report.html": page(title, sections),
-        output / "report.json": f"{numbers}\n",
         **figures,
     }
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             file.write(text.encode())
-    return tuple(path for path in texts if path not in figures)
+    write_json(output / "report.json", plain({"title": title, **record}))
+    return (output / "report.md", output / "report.html", output / "report.json")

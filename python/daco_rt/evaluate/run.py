@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from daco_rt._files import atomic_file
+from daco_rt._files import write_json
 from daco_rt.errors import DacoError
 from daco_rt.evaluate.config import EvaluationConfig
 from daco_rt.evaluate.judges import Verdict, make_judge
@@ -403,8 +403,7 @@ class Evaluation:
             "benchmarks": {name: b.card.to_json() for name, b in self.benchmarks.items()},
             "samples": {name: len(b.samples) for name, b in self.benchmarks.items()},
         }
-        with atomic_file(self.output / "run.json") as file:
-            file.write((json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+        write_json(self.output / "run.json", record)
 
 
 def _seed(sample: Sample, seed: int) -> int:

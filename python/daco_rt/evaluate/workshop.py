@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from daco_rt._files import atomic_file
+from daco_rt._files import write_json
 from daco_rt.artifacts import ConceptDictionary, load_dictionary
 from daco_rt.dictionary import dictionary_for
 from daco_rt.errors import ArtifactError, DacoError
@@ -207,8 +207,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write((json.dumps(record, indent=2, default=str) + "\n").encode())
+    write_json(path, record)
 
 
 def _is(path: Path, kind: str, checksum: Any) -> bool:
