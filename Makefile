@@ -19,7 +19,7 @@ PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
 export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup export pack scenes test test-saelens test-inspect test-lmeval test-tensorrt test-ray lint format bench \
+.PHONY: help setup export pack scenes smol-saes test test-saelens test-inspect test-lmeval test-tensorrt test-ray lint format bench \
         bench-peers wheel clean
 
 help: ## show the targets
@@ -77,6 +77,24 @@ $(SCENES)/done: $(STAMPS)/install
 	  $(BIN)/daco-rt annotate $(SCENES)/trained/$$init-$$seed/block-003 --dictionary $(SCENES)/dictionary \
 	    --rule nearest --eta 0.5 --output $(SCENES)/saes/$$init-$$seed || exit 1; \
 	done; done
+	@touch $@
+
+SMOL_SAES := builds/smol-saes-held
+
+smol-saes: $(SMOL_SAES)/done ## the SAEs of configs/evaluate-smol-saes.yaml, in builds/smol-saes-held
+
+$(SMOL_SAES)/done: $(STAMPS)/install
+	$(BIN)/daco-rt build configs/smol-saes-held.yaml
+	for run in dictionary-1 dictionary-2 random-0 random-1 random-2; do \
+	  init=$${run%-*}; hold=$$([ $$init = random ] || echo --hold); \
+	  $(BIN)/daco-rt sae --store $(SMOL_SAES)/activations --blocks 15-19 --dictionary $(SMOL_SAES)/dictionary \
+	    --init $$init $$hold --latents 1756 --k 2 --steps 500 --batch 512 --precision bf16 --seed $${run#*-} --resume \
+	    --output $(SMOL_SAES)/trained/$$run || exit 1; \
+	  for block in 015 016 017 018 019; do \
+	    $(BIN)/daco-rt annotate $(SMOL_SAES)/trained/$$run/block-$$block --dictionary $(SMOL_SAES)/dictionary \
+	      --rule nearest --eta 0.4 --output $(SMOL_SAES)/labelled-$$run/$$block --force || exit 1; \
+	  done; \
+	done
 	@touch $@
 
 test: $(STAMPS)/install ## every test that needs no GPU

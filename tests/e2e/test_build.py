@@ -29,7 +29,7 @@ stimuli: {count: 4}
 harvest: {concepts_per_shard: 4, batch_tokens: 256}
 # A random model hears everything everywhere.
 dictionary: {heard: 0}
-sae: {blocks: 2-3, k: 4, steps: 40, batch: 64, checkpoint_every: 10}
+sae: {blocks: 2-3, position: word, hold: true, latents: 40, k: 4, steps: 40, batch: 64, checkpoint_every: 10}
 annotate: {eta: 0.05, rule: nearest}
 packs:
   default: {policies: p.yaml}

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from daco_rt.artifacts import load_sae
+from daco_rt.artifacts import load_dictionary, load_sae
 from daco_rt.cli import main
 from daco_rt.dictionary import dictionary_for
 from daco_rt.models import pocket
+from daco_rt.sae.store import open_store
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +98,41 @@ def test_texts_to_saes_to_labels(folder: Path, capsys: Any):
     by_name = ["annotate", "saes/block-003", "--dictionary", "pocket-internvl", "--eta", "0.0,0.2"]
     assert done(folder, capsys, *by_name)["counts"] == counts
     assert done(folder, capsys, *by_name, "--rule", "nearest")["counts"] != counts
+
+
+def test_rows_where_a_dictionary_is_read(folder: Path, capsys: Any):
+    texts = ["--texts", "stimuli.jsonl.gz", "--position", "word"]
+    status, _, error = run(folder, capsys, "stimuli", "built-in", "--count", "4", "--output", texts[1])
+    assert status == 0, error
+    source = ["--checkpoint", "pocket-internvl", "--blocks", "3"]
+    # Hold needs no more rows than there are words; the store has one of each text.
+    done(
+        folder, capsys, "sae", *source, *texts, "--store", "words", "--output", "held", "--hold",
+        "--latents", "512", *QUICK,
+    )  # fmt: skip
+    with gzip.open(folder / texts[1]) as file:
+        lines = [json.loads(line) for line in file]
+    store = open_store(folder / "words")
+    assert store.rows(3) == len(lines)
+    dictionary = load_dictionary(dictionary_for("pocket-internvl"))
+    rows = load_sae(folder / "held" / "block-003").decoder[: dictionary.size]
+    atoms = dictionary.atoms(3).astype(np.float32)
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    assert np.allclose(rows, atoms, atol=1e-6)
+
+    bad = {
+        ("--texts", "texts.txt", "--position", "word"): "texts.txt",
+        ("--position", "word"): "give --texts of daco-rt stimuli",
+        ("--texts", texts[1], "--position", "words"): "position 'words' is unknown; did you mean 'word'?",
+        ("--texts", texts[1], "--position", "image"): "position 'image' finds no place in any of the",
+    }
+    for arguments, said in bad.items():
+        status, _, error = run(folder, capsys, "sae", *source, *arguments, "--output", "x", *QUICK)
+        assert status == 2 and said in error and error.count("\n") == 1, error
+        assert not (folder / "x").exists()
+    with_store = ["--store", "words", "--position", "word", "--output", "x", *QUICK]
+    status, _, error = run(folder, capsys, "sae", *with_store)
+    assert status == 2 and "a store has its rows, so leave it out" in error
 
 
 def test_a_flipped_byte_in_a_store_is_found_before_training(folder: Path, capsys: Any):

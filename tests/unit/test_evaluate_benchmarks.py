@@ -189,6 +189,19 @@ def test_limits_spread_over_categories(mm):
     assert found.samples == load_benchmark("mm_safetybench", mm).part("all", limit=13).samples
 
 
+def test_skipped_samples_are_those_that_the_same_limit_takes(mm):
+    whole = load_benchmark("mm_safetybench", mm)
+    first = {s.id for s in whole.part("all", seed=3, limit=9).samples}
+    later = [s.id for s in whole.part("all", seed=3, limit=5, skip=9).samples]
+    assert len(later) == 5 and not first & set(later)
+    rest = [s.id for s in whole.part("all", seed=3, skip=9).samples]
+    assert rest == [s.id for s in whole.samples if s.id not in first]
+    with pytest.raises(DacoError, match="holds none of the .* after the first 9000.*or skip fewer"):
+        whole.part("all", skip=9000)
+    with pytest.raises(DacoError, match="skip must be 0 or more"):
+        whole.part("all", skip=-1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "said"),
     [

@@ -50,7 +50,7 @@ def test_a_config_is_read_with_its_defaults(tmp_path: Path):
     assert config.file("p.yaml") == tmp_path / "p.yaml"
 
 
-@pytest.mark.parametrize("name", ["smol", "smol-small", "internvl3"])
+@pytest.mark.parametrize("name", ["smol", "smol-small", "smol-saes", "smol-saes-held", "internvl3"])
 def test_the_configs_of_the_repository_are_good(name: str):
     root = Path(__file__).resolve().parents[2]
     config = read_config(root / "configs" / f"{name}.yaml")
@@ -75,6 +75,8 @@ def test_the_configs_of_the_repository_are_good(name: str):
         (("size: 24", "size: many"), "size must be an integer, got 'many'"),
         (("size: 24", "size: true"), "size must be an integer, got True"),
         (("blocks: 3, k", "blocks: 5, k"), "block 5 is not among the build's blocks [2, 3]"),
+        (("k: 4", "position: wrd"), "sae: position 'wrd' is unknown; did you mean 'word'?"),
+        (("stimuli:", "harvest: {position: wrd}\nstimuli:"), "harvest: position 'wrd' is unknown"),
         (("k: 4", "k: 0"), "sae: k must be an integer of at least 1, got 0"),
         (("steps: 20", "setps: 20"), "did you mean 'steps'?"),
         (("source: sae", "source: sea"), "source 'sea' is unknown; did you mean 'sae'?"),

@@ -218,6 +218,33 @@ def test_harvested_rows_are_the_hidden_states(pocket_model: Any, tmp_path: Path)
         assert np.allclose(made.chunk(2, shard)[mine], expected, atol=1e-4 * np.abs(expected).max())
 
 
+def test_only_kept_rows_are_stored(pocket_model: Any, tmp_path: Path):
+    model, tokenizer, identity = pocket_model
+    whole = harvest(pocket_model, tmp_path / "whole", norm_limit=1e9)
+    lengths = [len(ids) for ids in tokenizer(TEXTS, add_special_tokens=False)["input_ids"]]
+    kept = [[n - 1] if n > 3 else [] for n in lengths]
+    kept[0] = [1, 2, 5000]  # the last is cut off
+    made = harvest(pocket_model, tmp_path / "s", norm_limit=1e9, position="word", kept=kept)
+    expected = [(text, at) for text, row in enumerate(kept) for at in row if at < lengths[text]]
+    found = []
+    for shard in range(made.shards):
+        owners, tokens = made.origins(3, shard)
+        found += list(zip(owners.tolist(), tokens.tolist(), strict=True))
+        all_owners, all_tokens = whole.origins(3, shard)
+        for owner, token, row in zip(owners, tokens, made.chunk(3, shard), strict=True):
+            same = whole.chunk(3, shard)[(all_owners == owner) & (all_tokens == token)]
+            assert np.array_equal(same[0], row)
+    assert sorted(found) == expected
+    reader = TextReader(model, tokenizer, TEXTS, (3,), texts_per_shard=2, position="word", kept=kept)
+    live = LiveSource(reader, identity.hidden_size, norm_limit=1e9)
+    assert np.allclose(live.chunk(0), made.chunk(3, 0), rtol=1e-5, atol=1e-5)
+    # Other rows of the same texts are another store.
+    with pytest.raises(ArtifactError, match="another recipe"):
+        harvest(pocket_model, tmp_path / "s", norm_limit=1e9, position="word", kept=[[1]] * len(TEXTS))
+    with pytest.raises(DacoError, match="kept is of 1 texts, expected"):
+        harvest(pocket_model, tmp_path / "t", kept=[[1]])
+
+
 def test_a_harvest_goes_on_where_it_stopped(pocket_model: Any, tmp_path: Path, monkeypatch: Any):
     whole = harvest(pocket_model, tmp_path / "whole")
     read, count = TextReader.read, 0
@@ -258,7 +285,7 @@ def test_texts_that_cannot_be_read(pocket_model: Any, tmp_path: Path):
     model, tokenizer, identity = pocket_model
     with pytest.raises(DacoError, match="there is no text"):
         harvest_activations(model, tokenizer, [], [1], tmp_path / "a", identity=identity)
-    with pytest.raises(DacoError, match="no second token"):
+    with pytest.raises(DacoError, match="no row to read behind"):
         harvest_activations(model, tokenizer, ["", ""], [1], tmp_path / "a", identity=identity)
     with pytest.raises(DacoError, match="blocks must be one or more of 0 to"):
         harvest_activations(model, tokenizer, TEXTS, [99], tmp_path / "a", identity=identity)

@@ -59,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--checkpoint", metavar="DIR|NAME", help="model to read activations from")
     data.add_argument("--texts", metavar="FILE", help="what the model reads")
+    data.add_argument(
+        "--position",
+        default="all",
+        metavar="RULE",
+        help="token whose rows are read, as in daco-rt harvest: word, before-word, ... (default all)",
+    )
     data.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of the store (default bf16)")
     data.add_argument(
         "--texts-per-shard", type=int, default=512, metavar="N", help="texts behind a shard (default 512)"
@@ -128,6 +134,8 @@ def _train(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         raise DacoError(
             "there is nothing to train on; give --store, or --checkpoint and --texts, or all three"
         )
+    if arguments.checkpoint is None and arguments.position != "all":
+        raise DacoError("--position is for reading texts; a store has its rows, so leave it out")
     if arguments.checkpoint is None and arguments.texts is not None:
         raise DacoError("--texts needs a model that reads them; give --checkpoint")
     blocks = None if arguments.blocks is None else parse_blocks(arguments.blocks)
@@ -168,19 +176,26 @@ def _sources(
         store: ActivationStore = open_store(arguments.store, verify=True)
         return {b: StoreSource(store, b) for b in _of_store(store, blocks)}, store.model, ""
 
+    from daco_rt.dictionary.rows import read_rows
     from daco_rt.models import model_identity, resolve_checkpoint
     from daco_rt.models.loading import load_torch
     from daco_rt.sae.harvest import LiveSource, TextReader, harvest_activations
     from daco_rt.sae.texts import built_in_texts, read_texts
 
+    if arguments.position != "all" and arguments.texts is None:
+        raise DacoError("--position looks for the concept's word in stimuli; give --texts of daco-rt stimuli")
     if blocks is None:
         raise DacoError("which blocks are to be read is not said; give --blocks, for example 15-19")
+    kept = None
     texts = built_in_texts() if arguments.texts is None else read_texts(arguments.texts)
     checkpoint = resolve_checkpoint(None, arguments.checkpoint)
     identity = model_identity(checkpoint)
     model, tokenizer = load_torch(checkpoint.path, arguments.device)
+    if arguments.position != "all":
+        texts, kept = read_rows(arguments.texts, arguments.position, tokenizer)
+    rows = {"texts_per_shard": arguments.texts_per_shard, "position": arguments.position, "kept": kept}
     if arguments.store is None:
-        readers = {b: TextReader(model, tokenizer, texts, (b,), arguments.texts_per_shard) for b in blocks}
+        readers = {b: TextReader(model, tokenizer, texts, (b,), **rows) for b in blocks}
         live = {b: LiveSource(reader, identity.hidden_size) for b, reader in readers.items()}
         return dict(live), identity, checkpoint.label
     store = harvest_activations(
@@ -191,7 +206,7 @@ def _sources(
         arguments.store,
         identity=identity,
         dtype=arguments.dtype,
-        texts_per_shard=arguments.texts_per_shard,
+        **rows,
     )
     return {b: StoreSource(store, b) for b in blocks}, identity, checkpoint.label
 

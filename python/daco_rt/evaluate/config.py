@@ -29,12 +29,15 @@ ENGINES = ("bundle", "torch")
 
 @dataclass(frozen=True)
 class Data:
-    """One benchmark: ``limits`` is the most samples of each part, ``options`` are the reader's."""
+    """One benchmark: ``limits`` is the most samples of each part, ``skips`` how many of its order come before
+    them, ``options`` are the reader's.
+    """
 
     name: str
     kind: str
     path: Path | None
     limits: Mapping[Part, int | None]
+    skips: Mapping[Part, int | None]
     options: Mapping[str, Any]
 
 
@@ -219,18 +222,19 @@ def _benchmarks(tree: Any, path: Path) -> dict[str, Data]:
         kind = row.pop("kind", name)
         if kind not in READERS:
             raise DacoError(f"{where}: kind '{kind}' is unknown{did_you_mean(str(kind), READERS)}")
-        place, limit = row.pop("path", None), row.pop("limit", None)
+        place, limit, skip = row.pop("path", None), row.pop("limit", None), row.pop("skip", None)
         found[safe_name(name, where)] = Data(
             name,
             kind,
             None if place is None else path.parent / text(place, f"{where}: path"),
-            _limits(limit, f"{where}: limit"),
+            _by_part(limit, f"{where}: limit"),
+            _by_part(skip, f"{where}: skip"),
             row,
         )
     return found
 
 
-def _limits(given: Any, where: str) -> dict[Part, int | None]:
+def _by_part(given: Any, where: str) -> dict[Part, int | None]:
     """One number for every part, or a number each of some parts."""
     if given is None or isinstance(given, int):
         return dict.fromkeys(PARTS, None if given is None else count(given, where))

@@ -97,8 +97,10 @@ class Benchmark:
     card: Card
     samples: tuple[Sample, ...]
 
-    def part(self, part: Part, *, dev: float = 0.3, seed: int = 0, limit: int | None = None) -> Benchmark:
-        """Return one side of the split, or its first samples in an order drawn by the seed.
+    def part(
+        self, part: Part, *, dev: float = 0.3, seed: int = 0, limit: int | None = None, skip: int = 0
+    ) -> Benchmark:
+        """Return one side of the split, or some of its samples in an order drawn by the seed.
 
         Parameters
         ----------
@@ -106,6 +108,7 @@ class Benchmark:
         dev : share of the groups that are for development.
         seed : of the split and of the order in which ``limit`` takes samples.
         limit : most samples, spread over the categories.
+        skip : samples of that order to pass over: those that a limit of this number takes elsewhere.
 
         Raises
         ------
@@ -122,14 +125,19 @@ class Benchmark:
         if not 0 <= dev <= 1:
             raise DacoError(f"the share for development must be within 0 and 1, got {dev}")
         chosen = [s for s in self.samples if part == "all" or (_draw(s, seed) < dev) == (part == "dev")]
-        if limit is not None:
-            if limit < 1:
-                raise DacoError(f"limit must be 1 or more, got {limit}")
-            chosen = _spread(chosen, seed, limit)
+        if limit is not None and limit < 1:
+            raise DacoError(f"limit must be 1 or more, got {limit}")
+        if skip < 0:
+            raise DacoError(f"skip must be 0 or more, got {skip}")
+        held = len(chosen)
+        if limit is not None or skip:
+            chosen = _spread(chosen, seed, skip, limit)
         if not chosen:
+            less = f" after the first {skip}" if held else ""
             raise DacoError(
                 f"benchmark {self.card.name}: part '{part}' with a share of {dev:g} for development holds "
-                f"none of the {len(self.samples)} samples; choose another part or share"
+                f"none of the {len(self.samples)} samples{less}; choose another part or share"
+                + (", or skip fewer" if held else "")
             )
         return Benchmark(self.card, tuple(chosen))
 
@@ -205,8 +213,8 @@ def _draw(sample: Sample, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64
 
 
-def _spread(samples: list[Sample], seed: int, limit: int) -> list[Sample]:
-    """The first ``limit`` samples when categories take turns, in the order of the file."""
+def _spread(samples: list[Sample], seed: int, skip: int, limit: int | None) -> list[Sample]:
+    """``limit`` samples after the first ``skip`` when categories take turns, in the order of the file."""
     queues: dict[str, list[Sample]] = {}
     for sample in sorted(samples, key=lambda s: hashlib.sha256(f"{seed}\1{s.id}".encode()).digest()):
         queues.setdefault(sample.category, []).append(sample)
@@ -215,5 +223,6 @@ def _spread(samples: list[Sample], seed: int, limit: int) -> list[Sample]:
         for number, category in enumerate(sorted(queues))
         for turn, sample in enumerate(queues[category])
     ]
-    taken = {sample.id for _, _, sample in sorted(turns, key=lambda item: item[:2])[:limit]}
+    drawn = sorted(turns, key=lambda item: item[:2])[skip:]
+    taken = {sample.id for _, _, sample in drawn[:limit]}
     return [sample for sample in samples if sample.id in taken]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from daco_rt._yaml import check_keys, load_yaml
 from daco_rt.concepts.texts import COUNT, KINDS, MINIMUM
+from daco_rt.dictionary.positions import rule
 from daco_rt.errors import DacoError, did_you_mean
 from daco_rt.sae.settings import SaeTraining
 from daco_rt.steering.policy_file import parse_blocks
@@ -58,6 +59,9 @@ class HarvestSection:
     batch_tokens: int | None = None
     concepts_per_shard: int | None = None
 
+    def __post_init__(self) -> None:
+        rule(self.position)
+
 
 @dataclass(frozen=True)
 class DictionarySection:
@@ -73,11 +77,16 @@ class DictionarySection:
 @dataclass(frozen=True)
 class SaeSection:
     """SAEs of some blocks (all by default). ``texts`` is a file of what they are trained on, one text a line
-    or JSON lines; by default it is the stimuli. ``training`` holds the fields of ``SaeTraining``."""
+    or JSON lines; by default it is the stimuli. ``position`` says which tokens' rows (``dictionary.positions``);
+    a word's need the stimuli. ``training`` holds the fields of ``SaeTraining``."""
 
     blocks: tuple[int, ...] | None = None
     texts: str | None = None
+    position: str = "all"
     training: SaeTraining = field(default_factory=SaeTraining)
+
+    def __post_init__(self) -> None:
+        rule(self.position)
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,7 @@ _WANTED = {
 
 
 def _sae(tree: Any, where: str, known: tuple[int, ...]) -> SaeSection:
-    own = {"blocks", "texts"}
+    own = {"blocks", "texts", "position"}
     names = (*own, *(item.name for item in fields(SaeTraining)))
     tree = check_keys(tree, names, where)
     blocks = parse_blocks(tree["blocks"], where) if "blocks" in tree else None
@@ -187,8 +196,8 @@ def _sae(tree: Any, where: str, known: tuple[int, ...]) -> SaeSection:
             f"{where}: block {alien[0]} is not among the build's blocks {list(known)}; add it there"
         )
     training = {key: value for key, value in tree.items() if key not in own}
-    texts = _section(SaeSection, {"texts": tree["texts"]}, where).texts if "texts" in tree else None
-    return SaeSection(blocks, texts, _section(SaeTraining, training, where))
+    read = _section(SaeSection, {key: tree[key] for key in ("texts", "position") if key in tree}, where)
+    return replace(read, blocks=blocks, training=_section(SaeTraining, training, where))
 
 
 def _packs(tree: Any, path: Path, has_sae: bool) -> dict[str, PackSection]:

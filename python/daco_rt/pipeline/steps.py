@@ -199,21 +199,31 @@ def _dictionary(config: BuildConfig, host: Host) -> Step:
 def _activations(config: BuildConfig, host: Host, model: dict[str, Any], blocks: tuple[int, ...]) -> Step:
     assert config.sae is not None
     file = () if config.sae.texts is None else (config.file(config.sae.texts),)
+    position = config.sae.position
 
     def run(at: Path, _resume: bool) -> str:
+        from daco_rt.dictionary.rows import read_rows
         from daco_rt.sae.harvest import harvest_activations
         from daco_rt.sae.texts import mixed, read_texts
 
-        texts = read_texts(file[0]) if file else mixed([item.text for item in load_stimuli(at / TEXTS)])
+        model, tokenizer = host.loaded
+        if position != "all":
+            texts, kept = read_rows(file[0] if file else at / TEXTS, position, tokenizer)
+        else:
+            kept = None
+            texts = read_texts(file[0]) if file else mixed([item.text for item in load_stimuli(at / TEXTS)])
         norms = load_dictionary(at / DICTIONARY).median_norm
         store = harvest_activations(
-            *host.loaded, texts, blocks, at / STORE, identity=host.identity,
+            model, tokenizer, texts, blocks, at / STORE, identity=host.identity, position=position, kept=kept,
             median_norm={block: norms[block] for block in blocks},
         )  # fmt: skip
         return f"{store.rows(blocks[0])} rows of {len(texts)} texts at blocks {_list(blocks)}"
 
     inputs = (DICTIONARY,) if file else (TEXTS, DICTIONARY)
-    return Step("activations", STORE, inputs, file, {"model": model, "blocks": blocks}, run)
+    settings = {"model": model, "blocks": blocks}
+    # Left out where it is not used, so that builds from before it existed stay up to date.
+    settings |= {} if position == "all" else {"position": position}
+    return Step("activations", STORE, inputs, file, settings, run)
 
 
 def _sae(config: BuildConfig, block: int) -> Step:

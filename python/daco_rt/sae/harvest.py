@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ def harvest_activations(
     output: str | Path,
     *,
     identity: ModelIdentity,
+    position: str = "all",
+    kept: Sequence[Sequence[int]] | None = None,
     dtype: str = "bf16",
     median_norm: Mapping[int, float] | None = None,
     norm_limit: float = NORM_LIMIT,
@@ -37,7 +40,7 @@ def harvest_activations(
 ) -> ActivationStore:
     """Fill an activation store with the residual stream of texts; called again, it goes on where it stopped.
 
-    Every token but the first of each text is stored. Texts are cut at ``max_tokens``; those without a token
+    Every token but the first of each text is stored, or the ``kept`` ones. Texts are cut at ``max_tokens``; those without a token
     are skipped and counted in the commits by their absence.
 
     Parameters
@@ -48,6 +51,8 @@ def harvest_activations(
     blocks : 0-based decoder blocks whose outputs are stored, all in one pass.
     output : the store's folder.
     identity : of the model's checkpoint.
+    position : what the store calls ``kept``, which are the positions of each text's rows
+        (``dictionary.rows.read_rows``); without them all but the first.
     dtype : "bf16" or "fp32".
     median_norm : block → median norm of the stream, as a dictionary of the model records it; by default the
         median over the first shard.
@@ -69,7 +74,9 @@ def harvest_activations(
     >>> store.rows(16)
     31220
     """
-    reader = TextReader(model, tokenizer, texts, tuple(blocks), texts_per_shard, batch_tokens, max_tokens)
+    reader = TextReader(
+        model, tokenizer, texts, tuple(blocks), texts_per_shard, batch_tokens, max_tokens, position, kept
+    )
     first = None
     norms = dict(median_norm or {})
     output = Path(output)
@@ -118,6 +125,8 @@ class TextReader:
     texts_per_shard: int = 512
     batch_tokens: int = 4096
     max_tokens: int = 512
+    position: str = "all"
+    kept: Sequence[Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         if not self.texts:
@@ -125,6 +134,8 @@ class TextReader:
         for name in ("texts_per_shard", "batch_tokens", "max_tokens"):
             if getattr(self, name) < 1:
                 raise DacoError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.kept is not None and len(self.kept) != len(self.texts):
+            raise DacoError(f"kept is of {len(self.kept)} texts, expected {len(self.texts)}")
 
     @property
     def shards(self) -> int:
@@ -144,25 +155,39 @@ class TextReader:
             dim = text_model_of(self.model).embed_tokens.weight.shape[1]
             empty = np.zeros((0, dim), np.float32)
             return Reading(dict.fromkeys(self.blocks, empty), np.zeros(0, np.int32), np.zeros(0, np.int32))
-        lengths = [len(ids[i]) for i in order]
+        places = [self._places(start + i, len(ids[i])) for i in order]
         return Reading(
-            {block: np.concatenate([streams[i][block] for i in order]) for block in self.blocks},
-            np.repeat(np.asarray(order, np.int32) + start, lengths),
-            np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+            {
+                block: np.concatenate([streams[i][block][at] for i, at in zip(order, places, strict=True)])
+                for block in self.blocks
+            },
+            np.repeat(np.asarray(order, np.int32) + start, [len(at) for at in places]),
+            np.concatenate(places),
         )
+
+    def _places(self, text: int, length: int) -> np.ndarray:
+        """Return the positions of a text's rows, int32; what was cut off has none."""
+        if self.kept is None:
+            return np.arange(length, dtype=np.int32)
+        return np.asarray([at for at in self.kept[text] if at < length], np.int32)
 
     def describe(self) -> dict[str, Any]:
         """Return what is read, for the store: a hash of the texts, and the settings that shape the rows."""
         digest = hashlib.sha256()
         for text in self.texts:
             digest.update(text.encode(errors="surrogatepass") + b"\0")
+        rows: dict[str, Any] = {"positions": "all but the first"}
+        if self.kept is not None:
+            places = json.dumps([list(map(int, at)) for at in self.kept])
+            rows = {"positions": self.position}
+            rows["positions_sha256"] = hashlib.sha256(places.encode()).hexdigest()
         return {
             "texts": len(self.texts),
             "texts_sha256": digest.hexdigest(),
             "texts_per_shard": self.texts_per_shard,
             "batch_tokens": self.batch_tokens,
             "max_tokens": self.max_tokens,
-            "positions": "all but the first",
+            **rows,
         }
 
 
@@ -217,7 +242,7 @@ class LiveSource:
 def _medians(found: Reading) -> dict[int, float]:
     inner = found.token > 0
     if not inner.any():
-        raise DacoError("the first texts have no second token to read; give longer texts first")
+        raise DacoError("the first texts have no row to read behind their first token; give longer ones first")
     return {
         block: float(np.median(np.linalg.norm(rows[inner], axis=1))) for block, rows in found.rows.items()
     }

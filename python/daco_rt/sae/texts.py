@@ -8,8 +8,11 @@ import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from daco_rt.errors import DacoError
+
+T = TypeVar("T")
 
 
 def built_in_texts() -> list[str]:
@@ -30,7 +33,7 @@ def built_in_texts() -> list[str]:
     )
 
 
-def mixed(texts: Sequence[str]) -> list[str]:
+def mixed(texts: Sequence[T]) -> list[T]:
     """Return the texts in an order that puts those of one concept far apart, so that no shard holds them all.
 
     Example
