@@ -33,8 +33,10 @@ SMALLER = {
         "device: cuda": "device: cpu",
         "dtype: bfloat16": "dtype: float32",
         "max_new_tokens: 128": "max_new_tokens: 4",
-        "limit: 1000": "limit: 3",
+        "limit: {dev: 200, test: 1000}": "limit: 3",
         "benign: {}": "benign: {limit: 3}",
+        # On noise any method costs as much as any other, and nothing is a refusal.
+        "budgets: [0.03, 0.1]": "budgets: [1000]",
         "      15: ../builds/internvl3/labelled/015\n": "      2: ../builds/internvl3/labelled/002\n",
         "      16: ../builds/internvl3/labelled/016\n": "      3: ../builds/internvl3/labelled/003\n",
         "      17: ../builds/internvl3/labelled/017\n": "",
@@ -126,21 +128,31 @@ def write_guard(folder: Path, tokenizer: Path) -> None:
 def test_safety_fluency_and_time_have_a_row_for_every_method(clone):
     report = json.loads((clone / "runs" / "table" / "report.json").read_text())
     text = json.dumps(report)
-    for variant in ("none", "system_prompt", "actadd@0.1", "omp@0.4", "daco@0.05"):
+    found = chosen(clone)
+    assert found.keys() == {"none", "system_prompt", "actadd", "omp", "daco"}
+    for variant in found.values():
         assert variant in text
+    place, daco = clone / "runs" / "table" / "test", found["daco"]
     for benchmark in ("mm_safetybench", "jailbreakv"):
         for judge in ("refusal", "guard"):
-            verdicts = clone / "runs" / "table" / "verdicts" / judge / benchmark / "daco@0.05-s0.jsonl"
+            verdicts = place / "verdicts" / judge / benchmark / f"{daco}-s0.jsonl"
             rows = [json.loads(line) for line in verdicts.read_text().splitlines()[1:]]
             assert len(rows) == 3
-    assert (clone / "runs" / "table" / "timing" / "daco@0.05.jsonl").is_file()
-    answers = (clone / "runs" / "table" / "answers" / "mm_safetybench").glob("*.jsonl")
+    assert (place / "timing" / f"{daco}.jsonl").is_file()
+    answers = (place / "answers" / "mm_safetybench").glob("*.jsonl")
     texts = {
         file.stem: [json.loads(row)["text"] for row in file.read_text().splitlines()[1:]] for file in answers
     }
-    assert texts["none-s0"] != texts["daco@0.05-s0"]
-    run = json.loads((clone / "runs" / "table" / "run.json").read_text())
+    assert texts["none-s0"] != texts[f"{daco}-s0"]
+    run = json.loads((place / "run.json").read_text())
     assert run["benchmarks"]["jailbreakv"]["version"] == "28K full"
+
+
+def chosen(clone: Path) -> dict[str, str]:
+    """Method → the variant that runs on the test part."""
+    record = json.loads((clone / "runs" / "table" / "chosen.json").read_text())
+    (row,) = record["chosen"].values()
+    return row
 
 
 @pytest.mark.slow

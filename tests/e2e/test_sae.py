@@ -14,6 +14,7 @@ import pytest
 
 from daco_rt.artifacts import load_dictionary, load_sae
 from daco_rt.cli import main
+from daco_rt.concepts import everyday_concepts, make_stimuli, save_stimuli
 from daco_rt.dictionary import dictionary_for
 from daco_rt.models import pocket
 from daco_rt.sae.store import open_store
@@ -102,18 +103,15 @@ def test_texts_to_saes_to_labels(folder: Path, capsys: Any):
 
 def test_rows_where_a_dictionary_is_read(folder: Path, capsys: Any):
     texts = ["--texts", "stimuli.jsonl.gz", "--position", "word"]
-    status, _, error = run(folder, capsys, "stimuli", "built-in", "--count", "4", "--output", texts[1])
-    assert status == 0, error
+    made = make_stimuli(everyday_concepts()[:30], count=4)
+    save_stimuli(made.stimuli, folder / texts[1])
     source = ["--checkpoint", "pocket-internvl", "--blocks", "3"]
     # Hold needs no more rows than there are words; the store has one of each text.
     done(
         folder, capsys, "sae", *source, *texts, "--store", "words", "--output", "held", "--hold",
         "--latents", "512", *QUICK,
     )  # fmt: skip
-    with gzip.open(folder / texts[1]) as file:
-        lines = [json.loads(line) for line in file]
-    store = open_store(folder / "words")
-    assert store.rows(3) == len(lines)
+    assert open_store(folder / "words").rows(3) == len(made.stimuli)
     dictionary = load_dictionary(dictionary_for("pocket-internvl"))
     rows = load_sae(folder / "held" / "block-003").decoder[: dictionary.size]
     atoms = dictionary.atoms(3).astype(np.float32)
