@@ -19,7 +19,7 @@ PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
 export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup export pack scenes smol-saes test test-saelens test-inspect test-lmeval test-tensorrt test-ray lint format bench \
+.PHONY: help setup export pack scenes smol-saes smol-scenes test test-saelens test-inspect test-lmeval test-tensorrt test-ray lint format bench \
         bench-peers wheel clean
 
 help: ## show the targets
@@ -95,6 +95,15 @@ $(SMOL_SAES)/done: $(STAMPS)/install
 	      --rule nearest --eta 0.4 --output $(SMOL_SAES)/labelled-$$run/$$block --force || exit 1; \
 	  done; \
 	done
+	@touch $@
+
+smol-scenes: builds/smol-scenes-test/done ## the pictures and the dictionary of configs/evaluate-smol-scenes.yaml
+
+builds/smol-scenes-test/done: $(STAMPS)/install
+	rm -rf builds/smol-scenes-test builds/scene-pairs
+	$(BIN)/daco-rt scenes --form pairs --count 12 --output builds/scene-pairs
+	$(BIN)/daco-rt build configs/smol-scenes.yaml
+	$(BIN)/daco-rt scenes --seed 11 --count 520 --described-by smol-internvl --output builds/smol-scenes-test
 	@touch $@
 
 test: $(STAMPS)/install ## every test that needs no GPU
