@@ -101,7 +101,10 @@ class Evaluation:
         self._only, self._packs = only, dict(packs or {})
         self.benchmarks: dict[str, Benchmark] = {
             name: self.workshop.benchmarks[name].part(
-                config.part, dev=config.dev, seed=config.split_seed, limit=data.limits[config.part],
+                config.part,
+                dev=config.dev,
+                seed=config.split_seed,
+                limit=data.limits[config.part],
                 skip=data.skips[config.part] or 0,
             )  # fmt: skip
             for name, data in config.benchmarks.items()

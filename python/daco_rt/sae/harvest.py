@@ -242,7 +242,9 @@ class LiveSource:
 def _medians(found: Reading) -> dict[int, float]:
     inner = found.token > 0
     if not inner.any():
-        raise DacoError("the first texts have no row to read behind their first token; give longer ones first")
+        raise DacoError(
+            "the first texts have no row to read behind their first token; give longer ones first"
+        )
     return {
         block: float(np.median(np.linalg.norm(rows[inner], axis=1))) for block, rows in found.rows.items()
     }
