@@ -3,8 +3,8 @@
     python benchmarks/build_small.py                          # a minute or two
     python benchmarks/build_small.py --config configs/smol-saes-held.yaml --output mine.json
 
-Each run is a process of its own that builds into an empty folder; the checkpoint is unpacked before. Wall time
-and processor time, of the whole process and of each step's wall time; the median run's steps are kept.
+Each run is a process of its own that builds into an empty folder; the checkpoint is unpacked before. Wall and
+processor time of the process, and the wall time of each step of the median run.
 """
 
 from __future__ import annotations

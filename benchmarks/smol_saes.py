@@ -1,14 +1,14 @@
-"""What SAEs of smol-internvl and pursuit code of a concept at its word, and what they take out of harmless questions.
+"""What SAEs of smol-internvl and pursuit code of a concept at its word, and take out of harmless questions.
 
     daco-rt build configs/smol-saes.yaml && make smol-saes
     python benchmarks/smol_saes.py builds/smol-saes/labelled builds/smol-saes-held/labelled \\
         builds/smol-saes-held/labelled-random-0
 
-Reads the development questions of evaluate-smol.yaml, unsteered, at one block. For each deadband: the share of
-a concept's direction that the codes of undesirable atoms or latents hold where the question says the concept
-(mean over the questions that name an undesirable one), in how many of these questions it is above a half, and
-from how many harmless questions anything would be taken, and how much of a row (its length, mean over all
-tokens). Pursuit with 16 atoms over the shipped dictionary is the first group. No times; a minute or two.
+Reads the development questions of evaluate-smol.yaml, unsteered, at one block. For each deadband: the share
+of a concept's direction that the codes of undesirable atoms or latents hold where the question says the
+concept (mean over the questions that name an undesirable one), in how many of these questions it is above a
+half, and from how many harmless questions anything would be taken, and how much of a row (its length, mean
+over all tokens). Pursuit with 16 atoms over the shipped dictionary comes first. No times; a minute or two.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The built-in model that sees tells what scenes show, the default policy keeps unsafe things unsaid, and a whole
-evaluation over scenes in the official layouts finds so.
+"""The built-in model that sees tells what scenes show, the default policy keeps unsafe things unsaid, and a
+whole evaluation over scenes in the official layouts finds so.
 """
 
 from __future__ import annotations

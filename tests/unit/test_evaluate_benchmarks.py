@@ -196,7 +196,7 @@ def test_skipped_samples_are_those_that_the_same_limit_takes(mm):
     assert len(later) == 5 and not first & set(later)
     rest = [s.id for s in whole.part("all", seed=3, skip=9).samples]
     assert rest == [s.id for s in whole.samples if s.id not in first]
-    with pytest.raises(DacoError, match="holds none of the .* after the first 9000.*or skip fewer"):
+    with pytest.raises(DacoError, match=r"holds none of the .* after the first 9000.*or skip fewer"):
         whole.part("all", skip=9000)
     with pytest.raises(DacoError, match="skip must be 0 or more"):
         whole.part("all", skip=-1)

@@ -1,4 +1,4 @@
-"""Which rows of the stream an SAE is trained on, where it is to see the places that a dictionary is read at."""
+"""Rows of the stream to train an SAE on that come from the places where a dictionary is read."""
 
 from __future__ import annotations
 

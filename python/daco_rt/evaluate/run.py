@@ -106,7 +106,7 @@ class Evaluation:
                 seed=config.split_seed,
                 limit=data.limits[config.part],
                 skip=data.skips[config.part] or 0,
-            )  # fmt: skip
+            )
             for name, data in config.benchmarks.items()
         }
 

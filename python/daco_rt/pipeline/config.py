@@ -77,8 +77,9 @@ class DictionarySection:
 @dataclass(frozen=True)
 class SaeSection:
     """SAEs of some blocks (all by default). ``texts`` is a file of what they are trained on, one text a line
-    or JSON lines; by default it is the stimuli. ``position`` says which tokens' rows (``dictionary.positions``);
-    a word's need the stimuli. ``training`` holds the fields of ``SaeTraining``."""
+    or JSON lines; by default it is the stimuli. ``position`` says which tokens' rows they give
+    (``dictionary.positions``); but for "all" the file must be one of stimuli. ``training`` holds the fields
+    of ``SaeTraining``."""
 
     blocks: tuple[int, ...] | None = None
     texts: str | None = None

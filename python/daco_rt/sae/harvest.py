@@ -40,8 +40,8 @@ def harvest_activations(
 ) -> ActivationStore:
     """Fill an activation store with the residual stream of texts; called again, it goes on where it stopped.
 
-    Every token but the first of each text is stored, or the ``kept`` ones. Texts are cut at ``max_tokens``; those without a token
-    are skipped and counted in the commits by their absence.
+    Every token but the first of each text is stored, or the ``kept`` ones. Texts are cut at ``max_tokens``;
+    those without a token are skipped and counted in the commits by their absence.
 
     Parameters
     ----------
