@@ -19,8 +19,8 @@ PACKAGE := $(shell find python export -type f -not -name '*.pyc' 2>/dev/null)
 export HF_HUB_OFFLINE ?= $(if $(CHECKPOINT),0,1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup export pack scenes smol-saes smol-scenes test test-saelens test-inspect test-lmeval test-tensorrt test-ray lint format bench \
-        bench-peers wheel clean
+.PHONY: help setup export pack scenes smol-saes smol-scenes test test-saelens test-inspect test-lmeval \
+        test-tensorrt test-ray lint format bench bench-peers wheel clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16

@@ -1,10 +1,11 @@
 """The build of smol-small.yaml from nothing, step by step: concepts, texts, harvest, dictionary, pack.
 
-    python benchmarks/build_small.py                          # a minute or two
+    python benchmarks/build_small.py                          # six builds, about ten minutes
     python benchmarks/build_small.py --config configs/smol-saes-held.yaml --output mine.json
 
 Each run is a process of its own that builds into an empty folder; the checkpoint is unpacked before. Wall and
-processor time of the process, and the wall time of each step of the median run.
+processor time of the process, the wall time of each step of the median run, and the most memory that any
+build so far held.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 sys.path.insert(0, str(Path(__file__).parent))
 from build_scenes_concepts import Reader
 from harness import commit, machine, versions
+from observed import codes_of, observing
 
 MODEL, BLOCK, ETA, DEADBAND = "scenes-internvl", 3, 0.5, 0.05
 
@@ -117,15 +118,12 @@ def edited(
     atoms = dictionary.atoms(BLOCK).astype(np.float64)
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
     latents = [concept for concept in labels if concept.label == "undesirable"]
-    codes = np.zeros((len(rows), len(sae.decoder)))
     k = sae.k or len(sae.decoder)
-    support = ops.steer_sae(
-        rows.astype(np.float32), np.ones(len(rows), np.int32), sae.encoder, sae.enc_bias, sae.decoder,
-        coder=sae.coder, k=k, k_out=k, threshold=sae.threshold, **_observing(sae),
+    found = ops.steer_sae(
+        rows.astype(np.float32), enc=sae.encoder, enc_bias=sae.enc_bias, dec=sae.decoder, coder=sae.coder,
+        k=k, k_out=k, threshold=sae.threshold, **observing(len(rows), *sae.decoder.shape),
     )  # fmt: skip
-    there = support.support_index >= 0
-    at = np.nonzero(there)
-    codes[at[0], support.support_index[at]] = support.support_value[at]
+    codes = codes_of(found, len(sae.decoder)).astype(np.float64)
     names = np.full(len(sae.decoder), -1)
     for concept in latents:
         names[concept.index] = index[concept.name]
@@ -140,16 +138,6 @@ def edited(
         "own fires": _round(((codes > 0) & (names == own[:, None])).any(axis=1).mean()),
         "of own direction": _round(((taken * atoms[own]).sum(axis=1) / there_of_own).mean()),
         "of common direction": _round((taken @ along).mean() / np.linalg.norm(common)),
-    }
-
-
-def _observing(sae: Sae) -> dict[str, NDArray[Any]]:
-    size, dim = sae.decoder.shape
-    return {
-        "gain": np.ones((2, size), np.float32),
-        "undesirable": np.ones((2, size), bool),
-        "shift": np.zeros((2, dim), np.float32),
-        "limits": np.zeros((2, 4), np.float32),
     }
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from harness import RESULTS, commit, machine, versions
 from numpy.typing import NDArray
+from observed import codes_of, observing
 
 from daco_rt.artifacts import ConceptDictionary, Sae, load_dictionary, load_sae
 from daco_rt.console import print_table
@@ -130,33 +131,31 @@ def pursuit(dictionary: ConceptDictionary, block: int) -> Code:
     """Return matching pursuit over the whole dictionary."""
     atoms = _unit(dictionary.atoms(block)).astype(np.float32)
     bias = (-(atoms @ dictionary.mean(block))).astype(np.float32)
-    size, gram = len(atoms), atoms @ atoms.T
+    gram = atoms @ atoms.T
     undesirable = np.array([concept.label == "undesirable" for concept in dictionary.concepts])
 
     def code(rows: Rows) -> tuple[Rows, Rows]:
         found = ops.steer_pursuit(
-            rows, np.ones(len(rows), np.int32), atoms, bias, atoms, gram=gram, k=OMP_K, k_out=OMP_K,
-            gain=np.ones((2, size), np.float32), undesirable=np.ones((2, size), bool),
-            shift=np.zeros((2, rows.shape[1]), np.float32), limits=np.zeros((2, 4), np.float32),
+            rows, analysis=atoms, bias=bias, atoms=atoms, gram=gram, k=OMP_K, k_out=OMP_K,
+            **observing(len(rows), *atoms.shape),
         )  # fmt: skip
-        codes = np.zeros((len(rows), size), np.float32)
-        row, place = np.nonzero(found.support_index >= 0)
-        codes[row, found.support_index[row, place]] = found.support_value[row, place]
-        return codes[:, undesirable], atoms[undesirable]
+        return codes_of(found, len(atoms))[:, undesirable], atoms[undesirable]
 
     return code
 
 
 def latents(sae: Sae) -> Code:
-    """Return the TopK codes of an SAE's undesirable latents."""
-    assert sae.k is not None and sae.annotation is not None
+    """Return the codes of an SAE's undesirable latents."""
+    assert sae.annotation is not None
     chosen = [concept.index for concept in sae.annotation if concept.label == "undesirable"]
-    k = sae.k
+    k = sae.k or len(sae.decoder)
 
     def code(rows: Rows) -> tuple[Rows, Rows]:
-        codes = np.maximum(rows @ sae.encoder.T + sae.enc_bias, 0)
-        codes[codes < np.partition(codes, -k, axis=1)[:, -k, None]] = 0
-        return codes[:, chosen], sae.decoder[chosen]
+        found = ops.steer_sae(
+            rows, enc=sae.encoder, enc_bias=sae.enc_bias, dec=sae.decoder, coder=sae.coder, k=k, k_out=k,
+            threshold=sae.threshold, **observing(len(rows), *sae.decoder.shape),
+        )  # fmt: skip
+        return codes_of(found, len(sae.decoder))[:, chosen], sae.decoder[chosen]
 
     return code
 

@@ -106,7 +106,6 @@ def test_rows_where_a_dictionary_is_read(folder: Path, capsys: Any):
     made = make_stimuli(everyday_concepts()[:30], count=4)
     save_stimuli(made.stimuli, folder / texts[1])
     source = ["--checkpoint", "pocket-internvl", "--blocks", "3"]
-    # Hold needs no more rows than there are words; the store has one of each text.
     done(
         folder, capsys, "sae", *source, *texts, "--store", "words", "--output", "held", "--hold",
         "--latents", "512", *QUICK,

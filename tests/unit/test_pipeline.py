@@ -50,7 +50,9 @@ def test_a_config_is_read_with_its_defaults(tmp_path: Path):
     assert config.file("p.yaml") == tmp_path / "p.yaml"
 
 
-@pytest.mark.parametrize("name", ["smol", "smol-small", "smol-saes", "smol-saes-held", "internvl3"])
+@pytest.mark.parametrize(
+    "name", ["smol", "smol-small", "smol-saes", "smol-saes-held", "smol-scenes", "internvl3"]
+)
 def test_the_configs_of_the_repository_are_good(name: str):
     root = Path(__file__).resolve().parents[2]
     config = read_config(root / "configs" / f"{name}.yaml")

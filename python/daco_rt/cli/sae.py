@@ -176,6 +176,7 @@ def _sources(
         store: ActivationStore = open_store(arguments.store, verify=True)
         return {b: StoreSource(store, b) for b in _of_store(store, blocks)}, store.model, ""
 
+    from daco_rt.dictionary.positions import rule
     from daco_rt.dictionary.rows import read_rows
     from daco_rt.models import model_identity, resolve_checkpoint
     from daco_rt.models.loading import load_torch
@@ -186,12 +187,14 @@ def _sources(
         raise DacoError("--position looks for the concept's word in stimuli; give --texts of daco-rt stimuli")
     if blocks is None:
         raise DacoError("which blocks are to be read is not said; give --blocks, for example 15-19")
-    kept = None
-    texts = built_in_texts() if arguments.texts is None else read_texts(arguments.texts)
+    rule(arguments.position)
+    texts, kept = None, None
+    if arguments.position == "all":
+        texts = built_in_texts() if arguments.texts is None else read_texts(arguments.texts)
     checkpoint = resolve_checkpoint(None, arguments.checkpoint)
     identity = model_identity(checkpoint)
     model, tokenizer = load_torch(checkpoint.path, arguments.device)
-    if arguments.position != "all":
+    if texts is None:
         texts, kept = read_rows(arguments.texts, arguments.position, tokenizer)
     rows = {"texts_per_shard": arguments.texts_per_shard, "position": arguments.position, "kept": kept}
     if arguments.store is None:
